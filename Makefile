@@ -1,0 +1,73 @@
+# Every target makes what it needs: a virtual environment under .venv, filled from pyproject.toml.
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+WORKERS ?= 2
+PYTEST := $(PY) -m pytest --numprocesses $(WORKERS)
+# The oracles of the parity tests. The reference package and torchvision come without their dependencies: the CPU build
+# of torch is enough for both.
+TORCH ?= torch==2.13.0
+ORACLES ?= antialiased-cnns==0.3 torchvision==0.28.0
+
+.PHONY: demo test test-slow test-newest test-tree-mode parity parity-full lint format bench wheel clean help
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
+
+$(VENV)/.made:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "aa_flax needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade pip
+	touch $@
+
+$(VENV)/.test: pyproject.toml | $(VENV)/.made
+	$(PY) -m pip install --quiet --editable '.[test]'
+	touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/.made
+	$(PY) -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+$(VENV)/.parity: $(VENV)/.test
+	$(PY) -m pip install --quiet $(TORCH)
+	$(PY) -m pip install --quiet --no-deps $(ORACLES)
+	touch $@
+
+demo: $(VENV)/.test ## train a plain and an anti-aliased network on digits and draw both
+	$(PY) -m examples.demo
+
+test: $(VENV)/.test ## the tests, without PyTorch
+	$(PYTEST)
+
+test-slow: $(VENV)/.test ## the long tests: twenty kills, several processes
+	$(PY) -m pytest -m slow
+
+test-newest: ## the tests on NEWEST (default python3.12) with the newest jax and flax
+	$(MAKE) test PYTHON=$(or $(NEWEST),python3.12) VENV=.venv-newest
+
+test-tree-mode: $(VENV)/.test ## the tests of networks and weights in NNX's tree mode
+	NNX_GRAPH_MODE=false NNX_GRAPH_UPDATES=false $(PYTEST) tests/test_models.py tests/test_store.py tests/test_recorded.py
+
+parity: $(VENV)/.parity ## compare with PyTorch: every name, plain and k=4
+	$(PYTEST) -m 'parity and not full' tests/parity
+
+parity-full: $(VENV)/.parity ## compare with PyTorch: the whole matrix, with a table
+	$(PYTEST) -m 'parity' tests/parity
+
+lint: $(VENV)/.dev ## style, formatting and types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pyright
+
+format: $(VENV)/.dev ## mend style and formatting
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+bench: $(VENV)/.test ## speed beside every peer that is installed
+	$(PY) -m benchmarks
+
+wheel: | $(VENV)/.made ## build the wheel under dist/
+	$(PY) -m pip wheel --no-deps --wheel-dir dist .
+
+clean: ## remove what the targets made
+	rm -rf $(VENV) .venv-newest build dist out runs *.egg-info
