@@ -1,0 +1,69 @@
+"""Anti-aliased convolutional networks for JAX and Flax.
+
+Zhang, *Making Convolutional Networks Shift-Invariant Again*, ICML 2019 (arXiv 1904.11486).
+"""
+
+from aa_flax import consistency, linen, nn
+from aa_flax.blurpool import BlurPool1D, BlurPool2D, BlurPool3D, blur_pool
+from aa_flax.downsample import AdaptivePolyphase, ContentAdaptiveBlur, Downsample, IdealLowPass
+from aa_flax.export import ExportedNetwork, export, load_exported
+from aa_flax.hub import load_from_hub, push_to_hub
+from aa_flax.models import ModelSpec, Network, create_model, list_models
+from aa_flax.pooling import adaptive_avg_pool, avg_pool, max_blur_pool, max_pool
+from aa_flax.surgery import StridedOperation, SurgeryReport, antialias, find_strided
+from aa_flax.upsample import BlurUpsample, blur_upsample
+from aa_flax.weights import (
+    CheckpointError,
+    Preprocessing,
+    PretrainedConfig,
+    convert_state_dict,
+    load_pretrained,
+    read_config,
+    read_torch_checkpoint,
+    save_pretrained,
+    to_torch_state_dict,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AdaptivePolyphase",
+    "BlurPool1D",
+    "BlurPool2D",
+    "BlurPool3D",
+    "BlurUpsample",
+    "CheckpointError",
+    "ContentAdaptiveBlur",
+    "Downsample",
+    "ExportedNetwork",
+    "IdealLowPass",
+    "ModelSpec",
+    "Network",
+    "Preprocessing",
+    "PretrainedConfig",
+    "StridedOperation",
+    "SurgeryReport",
+    "adaptive_avg_pool",
+    "antialias",
+    "avg_pool",
+    "blur_pool",
+    "blur_upsample",
+    "consistency",
+    "convert_state_dict",
+    "create_model",
+    "export",
+    "find_strided",
+    "linen",
+    "list_models",
+    "load_exported",
+    "load_from_hub",
+    "load_pretrained",
+    "max_blur_pool",
+    "max_pool",
+    "nn",
+    "push_to_hub",
+    "read_config",
+    "read_torch_checkpoint",
+    "save_pretrained",
+    "to_torch_state_dict",
+]

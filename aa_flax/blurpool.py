@@ -1,0 +1,373 @@
+"""BlurPool: low-pass filter and subsample, for any number of spatial dimensions.
+
+Zhang, *Making Convolutional Networks Shift-Invariant Again*, ICML 2019, section 3 (arXiv 1904.11486).
+
+The filter is separable, so the layer is one linear map ``y = A x`` per spatial axis. A is banded and known
+when the program is traced. Each row is kept as a short list of (input index, weight): applying A is then a
+weighted sum of a few gathers, which runs near the copy bandwidth of a GPU. Its transpose is the same thing with
+the lists of A's columns, which keeps the backward pass free of scatters. On TPU, where gathers are slow, A is
+applied as a matrix product.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+
+# The names numpy uses for the same index rules; the reference's short names are accepted as well.
+_NUMPY_PAD_MODES: dict[str, Literal["reflect", "edge", "constant", "wrap"]] = {
+    "reflect": "reflect",
+    "replicate": "edge",
+    "zero": "constant",
+    "circular": "wrap",
+}
+_PAD_ALIASES = {"refl": "reflect", "repl": "replicate"}
+
+
+def binomial_filter(filter_size: int) -> np.ndarray:
+    """The taps of a blur: a row of Pascal's triangle over its sum.
+
+    Args:
+        filter_size: number of taps k, at least 1. 1 gives ``[1.]``, 4 gives ``[1, 3, 3, 1] / 8``.
+
+    Returns:
+        float64 array of shape (filter_size,) that sums to one.
+
+    Raises:
+        ValueError: if ``filter_size`` is not a positive whole number.
+
+    Source: Zhang 2019, section 4 ("Anti-aliasing filters").
+    """
+    number = isinstance(filter_size, int | float | np.number) and not isinstance(filter_size, bool)
+    if not number or filter_size != int(filter_size) or filter_size < 1:
+        raise ValueError(f"filter_size must be a whole number >= 1, got {filter_size!r}")
+    row = np.ones(1)
+    for _ in range(int(filter_size) - 1):
+        # Halving at each step instead of dividing at the end keeps large filters finite.
+        row = np.convolve(row, [0.5, 0.5])
+    return row
+
+
+class Band(NamedTuple):
+    """A banded matrix by rows: row i is the sum of ``weights[i, j]`` at column ``indices[i, j]``."""
+
+    indices: np.ndarray
+    weights: np.ndarray
+
+    def dense(self, columns: int) -> np.ndarray:
+        """The same matrix as a float64 array of shape (rows, columns)."""
+        matrix = np.zeros((len(self.indices), columns))
+        np.add.at(matrix, (np.arange(len(self.indices))[:, None], self.indices), self.weights)
+        return matrix
+
+
+def _padded_positions(size: int, filter_size: int, pad_type: str, pad_off: int) -> np.ndarray:
+    """Where each sample of the padded axis comes from; -1 stands for a zero."""
+    low, high = (filter_size - 1) // 2 + pad_off, filter_size // 2 + pad_off
+    positions = np.arange(size)[max(-low, 0) : size - max(-high, 0)]
+    if not len(positions):
+        return positions
+    width = (max(low, 0), max(high, 0))
+    if pad_type == "zero":
+        return np.pad(positions, width, constant_values=-1)
+    return np.pad(positions, width, _NUMPY_PAD_MODES[pad_type])
+
+
+@functools.lru_cache(maxsize=1024)
+def blur_band(size: int, filter_size: int, stride: int, pad_type: str, pad_off: int) -> tuple[Band, Band]:
+    """The matrix of a one-dimensional BlurPool and its transpose.
+
+    Args:
+        size: length of the axis, at least 1.
+        filter_size: number of taps.
+        stride: distance between outputs, in samples.
+        pad_type: one of ``reflect``, ``replicate``, ``zero``, ``circular``.
+        pad_off: samples of padding added on both sides; negative values crop.
+
+    Returns:
+        ``(forward, backward)``: the (out, size) matrix and the (size, out) one.
+
+    Raises:
+        ValueError: if the padded axis is shorter than the filter, so that there is no output.
+    """
+    taps = binomial_filter(filter_size)
+    positions = _padded_positions(size, filter_size, pad_type, pad_off)
+    out = (len(positions) - filter_size) // stride + 1
+    if out < 1:
+        raise ValueError(
+            f"pad_off={pad_off} leaves {len(positions)} of {size} samples, fewer than filter_size={filter_size}"
+        )
+    windows = stride * np.arange(out)[:, None] + np.arange(filter_size)
+    sources = positions[windows]
+    matrix = np.zeros((out, size))
+    rows = np.broadcast_to(np.arange(out)[:, None], sources.shape)
+    inside = sources >= 0
+    np.add.at(matrix, (rows[inside], sources[inside]), np.broadcast_to(taps, sources.shape)[inside])
+    # A zero that the padding put in is read from the nearest sample of the row with weight 0.
+    nearest = np.clip(windows - ((filter_size - 1) // 2 + pad_off), 0, size - 1)
+    indices = np.where(inside, sources, nearest)
+    return Band(indices, np.where(inside, taps, 0.0)), _rows_of(matrix.T)
+
+
+def _rows_of(matrix: np.ndarray) -> Band:
+    """The non-zero entries of each row, short rows filled up with their own last index and weight 0."""
+    nonzero = [np.flatnonzero(row) for row in matrix]
+    width = max(1, *(len(columns) for columns in nonzero)) if nonzero else 1
+    indices = np.zeros((len(matrix), width), np.int64)
+    weights = np.zeros((len(matrix), width))
+    nearest = 0
+    for i, columns in enumerate(nonzero):
+        # Index 0 would let a NaN there leak everywhere, since 0 * NaN is NaN.
+        nearest = columns[-1] if len(columns) else nearest
+        indices[i] = nearest
+        indices[i, : len(columns)] = columns
+        weights[i, : len(columns)] = matrix[i, columns]
+    return Band(indices, weights)
+
+
+def _along(vector: np.ndarray, axis: int, ndim: int, dtype: jax.typing.DTypeLike):
+    """A weight per position of one axis: a scalar where all are equal, which saves the load."""
+    if (vector == vector[0]).all():
+        return np.asarray(vector[0], dtype)
+    return jnp.asarray(vector.astype(dtype).reshape([-1 if i == axis else 1 for i in range(ndim)]))
+
+
+def _accumulation_dtype(x: jax.Array):
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def _gather(x: jax.Array, band: Band, axis: int) -> jax.Array:
+    """``band @ x`` along one axis as a sum of gathers, in float32 or wider."""
+    dtype = _accumulation_dtype(x)
+    total = None
+    for j in range(band.indices.shape[1]):
+        index = (slice(None),) * axis + (band.indices[:, j],)
+        term = x.at[index].get(mode="promise_in_bounds").astype(dtype)
+        term = term * _along(band.weights[:, j], axis, x.ndim, dtype)
+        total = term if total is None else total + term
+    assert total is not None
+    return total
+
+
+def _scatter(x: jax.Array, band: Band, rows: int, axis: int) -> jax.Array:
+    """``band.T @ x`` along one axis as a sum of scatter-adds: the transpose of :func:`_gather`, term by term."""
+    x = x.astype(_accumulation_dtype(x))
+    # Zeros made from an empty slice of x are linear in it; constant ones would be kept as residuals.
+    empty = lax.slice_in_dim(x, 0, 0, axis=axis)
+    total = lax.pad(empty, np.zeros((), x.dtype), [(0, rows if i == axis else 0, 0) for i in range(x.ndim)])
+    for j in range(band.indices.shape[1]):
+        index = (slice(None),) * axis + (band.indices[:, j],)
+        term = x * _along(band.weights[:, j], axis, x.ndim, x.dtype)
+        total = total.at[index].add(term, mode="promise_in_bounds")
+    return total
+
+
+class AxisMap(NamedTuple):
+    """What the linear map of one axis depends on, hashable for use as a static argument."""
+
+    axis: int
+    size: int
+    filter_size: int
+    stride: int
+    pad_type: str
+    pad_off: int
+
+    @property
+    def bands(self) -> tuple[Band, Band]:
+        return blur_band(*self[1:])
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def gather_along(x: jax.Array, spec: AxisMap) -> jax.Array:
+    """One axis's map as a weighted sum of gathers, in float32 or wider."""
+    return _gather(x, spec.bands[0], spec.axis)
+
+
+@gather_along.defjvp
+def _gather_along_jvp(spec: AxisMap, primals, tangents):
+    # The tangent map is the same matrix, written by columns. JAX transposes each scatter-add into a
+    # gather, so reverse mode runs gathers only; forward mode pays for one scatter.
+    forward, backward = spec.bands
+    return _gather(primals[0], forward, spec.axis), _scatter(tangents[0], backward, len(forward.indices), spec.axis)
+
+
+def matmul_along(x: jax.Array, spec: AxisMap) -> jax.Array:
+    """The same map as a product with the dense banded matrix, for TPU's matrix unit."""
+    dtype = _accumulation_dtype(x)
+    # The taps of filters up to 9 are exact in bfloat16, so that its products need no extra precision.
+    exact = x.dtype in (jnp.bfloat16, jnp.float16) and spec.filter_size <= 9
+    matrix = jnp.asarray(spec.bands[0].dense(spec.size), x.dtype if exact else dtype)
+    precision = None if exact else lax.Precision.HIGHEST
+    operand = x if exact else x.astype(dtype)
+    y = jnp.tensordot(operand, matrix, (spec.axis, 1), precision=precision, preferred_element_type=dtype)
+    return jnp.moveaxis(y, -1, spec.axis)
+
+
+def apply_along(
+    x: jax.Array, specs: tuple[AxisMap, ...], along: Callable[[jax.Array, AxisMap], jax.Array]
+) -> jax.Array:
+    """The maps of several axes in turn, rounded to the input's dtype once."""
+    return functools.reduce(along, specs, x).astype(x.dtype)
+
+
+def blur_axes(
+    x: jax.Array,
+    axes: Sequence[int],
+    filter_size: int | Sequence[int],
+    stride: int | Sequence[int],
+    pad_type: str,
+    pad_off: int | Sequence[int],
+) -> jax.Array:
+    """Blurs and subsamples ``x`` along the given axes; see :func:`blur_pool` for the other arguments."""
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"blur_pool takes floating point arrays, got {x.dtype}: convert the input first")
+    pad_type = canonical_pad_type(pad_type)
+    per_axis = zip(
+        axes,
+        _per_axis("filter_size", filter_size, len(axes), 1),
+        _per_axis("stride", stride, len(axes), 1),
+        _per_axis("pad_off", pad_off, len(axes), None),
+        strict=True,
+    )
+    specs = []
+    for axis, taps, step, off in per_axis:
+        if x.shape[axis] < 1:
+            raise ValueError(f"blur_pool needs at least one sample on axis {axis}, got shape {x.shape}")
+        spec = AxisMap(axis, x.shape[axis], taps, step, pad_type, off)
+        spec.bands  # noqa: B018  an impossible geometry raises here, before anything is traced
+        if (taps, step, off) != (1, 1, 0):
+            specs.append(spec)
+    if not specs:
+        return x
+    return lax.platform_dependent(
+        x,
+        tpu=functools.partial(apply_along, specs=tuple(specs), along=matmul_along),
+        default=functools.partial(apply_along, specs=tuple(specs), along=gather_along),
+    )
+
+
+def canonical_pad_type(pad_type: str) -> str:
+    """The full name of a pad type (``refl`` is ``reflect``); ValueError for an unknown one."""
+    name = _PAD_ALIASES.get(pad_type, pad_type)
+    if name not in _NUMPY_PAD_MODES:
+        raise ValueError(f"pad_type must be one of {', '.join(_NUMPY_PAD_MODES)}, got {pad_type!r}")
+    return name
+
+
+def _per_axis(name: str, value: int | Sequence[int], axes: int, least: int | None) -> tuple[int, ...]:
+    values = tuple(value) if isinstance(value, Sequence) else (value,) * axes
+    if len(values) != axes:
+        raise ValueError(f"{name} must be one number or {axes}, one per spatial axis; got {value!r}")
+    for v in values:
+        if isinstance(v, bool) or not isinstance(v, int | np.integer) or (least is not None and v < least):
+            wanted = "whole numbers" if least is None else f"whole numbers >= {least}"
+            raise ValueError(f"{name} must hold {wanted}, got {value!r}")
+    return tuple(int(v) for v in values)
+
+
+def blur_pool(
+    x: jax.Array,
+    filter_size: int | Sequence[int] = 4,
+    stride: int | Sequence[int] = 2,
+    pad_type: str = "reflect",
+    pad_off: int | Sequence[int] = 0,
+) -> jax.Array:
+    """Low-pass filters and subsamples every spatial axis of a channels-last batch.
+
+    Output position o of an axis is centred on input position ``stride * o``; with ``pad_off=0`` an axis of size N
+    becomes ``ceil(N / stride)``. Differentiable any number of times, in forward and reverse mode.
+
+    Args:
+        x: floating point array (N, spatial..., C) with any number of spatial axes.
+        filter_size: number of binomial taps k, one for all axes or one per axis. 1 subsamples without blur.
+        stride: subsampling factor in samples, one for all axes or one per axis. 1 blurs only.
+        pad_type: ``reflect`` (numpy's rule, the edge is not repeated; maps smaller than the padding are
+            reflected again), ``replicate``, ``zero`` or ``circular``; ``refl`` and ``repl`` are understood.
+        pad_off: samples of padding added on both sides of each axis; negative values crop.
+
+    Returns:
+        Array of the input's dtype. Sums run in float32, or in float64 for float64 inputs.
+
+    Raises:
+        TypeError: if ``x`` is not floating point.
+        ValueError: for an unknown pad type, sizes that are no whole numbers, or a geometry without output.
+
+    Source: Zhang 2019, section 3.2.
+    """
+    if x.ndim < 3:
+        raise ValueError(f"blur_pool takes (N, spatial..., C), got shape {x.shape}")
+    return blur_axes(x, range(1, x.ndim - 1), filter_size, stride, pad_type, pad_off)
+
+
+class _BlurPool(nnx.Module):
+    """The attributes and checks that the layers share. It holds no variables: the filter is a constant."""
+
+    spatial_dims: int
+
+    def __init__(
+        self,
+        filter_size: int | Sequence[int],
+        stride: int | Sequence[int],
+        pad_type: str,
+        pad_off: int | Sequence[int],
+    ):
+        self.filter_size = _per_axis("filter_size", filter_size, self.spatial_dims, 1)
+        self.stride = _per_axis("stride", stride, self.spatial_dims, 1)
+        self.pad_type = canonical_pad_type(pad_type)
+        self.pad_off = _per_axis("pad_off", pad_off, self.spatial_dims, None)
+
+    def __call__(self, x: jax.Array, like: jax.Array | None = None) -> jax.Array:
+        """Blurs and subsamples. ``like`` is there for layers that adapt, see :class:`aa_flax.Downsample`."""
+        if x.ndim < self.spatial_dims + 1:
+            raise ValueError(
+                f"{type(self).__name__} takes (..., {self.spatial_dims} spatial axes, C), got shape {x.shape}"
+            )
+        axes = range(x.ndim - 1 - self.spatial_dims, x.ndim - 1)
+        return blur_axes(x, axes, self.filter_size, self.stride, self.pad_type, self.pad_off)
+
+
+class BlurPool1D(_BlurPool):
+    """BlurPool for sequences, (..., L, C) to (..., ceil(L / stride), C).
+
+    Args:
+        filter_size: number of binomial taps. The default of the reference's 1-D layer is 3, not 4.
+        stride: subsampling factor in samples.
+        pad_type: see :func:`blur_pool`.
+        pad_off: see :func:`blur_pool`.
+    """
+
+    spatial_dims = 1
+
+    def __init__(self, filter_size=3, stride=2, pad_type: str = "reflect", pad_off=0):
+        super().__init__(filter_size, stride, pad_type, pad_off)
+
+
+class BlurPool2D(_BlurPool):
+    """BlurPool for images, (..., H, W, C) to (..., ceil(H / stride), ceil(W / stride), C).
+
+    Args:
+        filter_size: number of binomial taps, one or one per axis.
+        stride: subsampling factor in pixels, one or one per axis.
+        pad_type: see :func:`blur_pool`.
+        pad_off: see :func:`blur_pool`.
+    """
+
+    spatial_dims = 2
+
+    def __init__(self, filter_size=4, stride=2, pad_type: str = "reflect", pad_off=0):
+        super().__init__(filter_size, stride, pad_type, pad_off)
+
+
+class BlurPool3D(_BlurPool):
+    """BlurPool for volumes and video, (..., D, H, W, C); arguments as :class:`BlurPool2D`, one or three each."""
+
+    spatial_dims = 3
+
+    def __init__(self, filter_size=4, stride=2, pad_type: str = "reflect", pad_off=0):
+        super().__init__(filter_size, stride, pad_type, pad_off)

@@ -1,0 +1,228 @@
+"""Protocols that compare the predictions of two shifts: crops, rolls, fractions, distances."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+
+from aa_flax.consistency.protocol import (
+    Arrays,
+    PerImage,
+    Protocol,
+    agree,
+    require_at_least,
+    require_room,
+)
+from aa_flax.consistency.sweep import View
+from aa_flax.consistency.views import FourierShifted, Rolled, Size, Window
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs(Protocol):
+    """Agreement of the predictions under two shifts of an image, over several pairs.
+
+    The value is the share of pairs whose predictions agree; equal shifts count as agreement.
+    With labels the result has the parts "consistent_correct" and "consistent_wrong", which sum
+    to the value. Arrays: "predictions" and "offsets", (images, pairs, 2) and (images, pairs, 2, 2).
+
+    Args:
+        pairs: pairs drawn for each image; ignored where `given` holds them.
+        seed: of the random offsets.
+        given: offsets instead of random ones: (pairs, 2, 2) for all images, or
+            (images, pairs, 2, 2), looked up by the number of the image. The axes: pair, which of
+            the two, (rows, columns).
+    """
+
+    pairs: int = 5
+    seed: int = 0
+    given: Any = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_at_least(1, pairs=self.pairs)
+        require_at_least(0, seed=self.seed)
+        if self.given is None:
+            return
+        given = np.asarray(self.given)
+        if given.ndim not in (3, 4) or given.shape[-2:] != (2, 2) or 0 in given.shape:
+            raise ValueError(f"given must have the shape (pairs, 2, 2) or (images, pairs, 2, 2); got {given.shape}")
+        self.check_given(given)
+        # As tuples, so that protocols compare equal exactly where they measure the same.
+        object.__setattr__(self, "given", _tuples(given.tolist()))
+        object.__setattr__(self, "pairs", given.shape[-3])
+
+    @cached_property
+    def _given(self) -> np.ndarray:
+        return np.asarray(self.given)
+
+    def check_given(self, given: np.ndarray) -> None:
+        """ValueError where a given offset is none that the protocol could have drawn."""
+        raise NotImplementedError
+
+    def draw(self, index: np.ndarray) -> np.ndarray:
+        """Random offsets (N, pairs, 2, 2) for the images with these numbers."""
+        raise NotImplementedError
+
+    def offsets(self, index: np.ndarray) -> np.ndarray:
+        if self.given is None:
+            chosen = self.draw(index)
+        elif self._given.ndim == 3:
+            chosen = self._given[None]
+        elif index.max() >= len(self._given):
+            raise ValueError(f"given has offsets of {len(self._given)} images; index is {index.max()}")
+        else:
+            chosen = self._given[index]
+        return chosen.reshape(len(chosen), -1, 2)
+
+    def arrange(self, seen: PerImage, offsets: np.ndarray) -> PerImage:
+        predictions = seen["predictions"]
+        return {
+            "predictions": predictions.reshape(len(predictions), -1, 2),
+            "offsets": offsets.reshape(len(offsets), -1, 2, 2),
+        }
+
+    def reduce(self, arrays: Arrays) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        first, second = np.moveaxis(arrays["predictions"], -1, 0)
+        if "labels" not in arrays:
+            return agree(first, second), {}
+        same, right = first == second, first == arrays["labels"][:, None]
+        parts = {
+            "consistent_correct": 100.0 * (same & right).mean(axis=1),
+            "consistent_wrong": 100.0 * (same & ~right).mean(axis=1),
+        }
+        return agree(first, second), parts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crop(Pairs):
+    """Crop consistency with offsets of its own for each image.
+
+    Two crops at offsets drawn from {0, ..., shifts - 1} on each axis, inside the centred window
+    of `crop + shifts` pixels. Estimates what `Zhang2019` does with a smaller spread.
+
+    Args:
+        shifts: offsets on each axis. The images need `crop + shifts - 1` pixels a side.
+    """
+
+    name: ClassVar[str] = "crop"
+    shared_by: ClassVar[int] = 1
+
+    shifts: int = 32
+
+    def __post_init__(self) -> None:
+        require_at_least(1, shifts=self.shifts)
+        super().__post_init__()
+
+    def check_given(self, given: np.ndarray) -> None:
+        if not np.issubdtype(given.dtype, np.integer):
+            raise ValueError(f"given={given.dtype}: offsets of crops are whole pixels")
+        if given.min() < 0 or given.max() >= self.shifts:
+            raise ValueError(
+                f"given lies in [{given.min()}, {given.max()}]; with shifts={self.shifts} "
+                f"offsets lie in [0, {self.shifts - 1}]"
+            )
+
+    def view(self, side: Size) -> View:
+        return centred_window(side, self.size, self.shifts)
+
+    def draw(self, index: np.ndarray) -> np.ndarray:
+        drawn = generators(self.seed, index // self.shared_by)
+        return np.stack([each.integers(0, self.shifts, (self.pairs, 2, 2)) for each in drawn])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Zhang2019(Crop):
+    """Crop consistency as the reference measures it: eight images share each pair of offsets.
+
+    Images with the numbers 8i to 8i + 7 share, whatever the batch size; so the value depends, by
+    definition, on which images are neighbours. The standard error is that over images and leaves
+    out the spread that comes from sharing.
+    """
+
+    name: ClassVar[str] = "zhang2019"
+    shared_by: ClassVar[int] = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Circular(Pairs):
+    """Agreement under circular shifts of the centre crop (APS, LPS).
+
+    Args:
+        max_shift: offsets are drawn from {-max_shift, ..., max_shift - 1} on each axis.
+    """
+
+    name: ClassVar[str] = "circular"
+
+    max_shift: int = 32
+
+    def __post_init__(self) -> None:
+        require_at_least(1, max_shift=self.max_shift)
+        super().__post_init__()
+
+    def check_given(self, given: np.ndarray) -> None:
+        if not np.issubdtype(given.dtype, np.integer):
+            raise ValueError(f"given={given.dtype}: offsets of circular shifts are whole pixels")
+
+    def view(self, side: Size) -> View:
+        require_room(side, self.size, 0, "circular shifts")
+        return Rolled(self.size)
+
+    def draw(self, index: np.ndarray) -> np.ndarray:
+        reach, shape = self.max_shift, (self.pairs, 2, 2)
+        return np.stack([each.integers(-reach, reach, shape) for each in generators(self.seed, index)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fractional(Pairs):
+    """Agreement under shifts by fractions of a pixel, in the Fourier domain.
+
+    See `views.fourier_shift` for what is done at the Nyquist frequency. The network sees floats on
+    the images' scale, not clipped to their range.
+
+    Args:
+        max_shift: offsets are uniform in [-max_shift, max_shift) pixels on each axis.
+        periodic: shift the crop itself, around its own border, as the literature on alias-free
+            networks does; by default the whole image is shifted and then cropped.
+    """
+
+    name: ClassVar[str] = "fractional"
+
+    max_shift: float = 0.5
+    periodic: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.max_shift < np.inf:
+            raise ValueError(f"max_shift={self.max_shift}: must be positive and finite")
+        super().__post_init__()
+
+    def check_given(self, given: np.ndarray) -> None:
+        if not np.isfinite(given.astype(np.float64)).all():
+            raise ValueError("given has offsets that are not finite")
+
+    def view(self, side: Size) -> View:
+        require_room(side, self.size, 0, "fractional shifts")
+        return FourierShifted(self.size, self.periodic)
+
+    def draw(self, index: np.ndarray) -> np.ndarray:
+        reach, shape = self.max_shift, (self.pairs, 2, 2)
+        return np.stack([each.uniform(-reach, reach, shape) for each in generators(self.seed, index)])
+
+
+def centred_window(side: Size, size: Size, shifts: int) -> Window:
+    """Crops at 0 to shifts - 1 inside the middle `size + shifts` pixels, or all if one is short."""
+    require_room(side, size, shifts - 1, f"shifts={shifts}")
+    top, left = (max(0, (length - own - shifts) // 2) for length, own in zip(side, size, strict=True))
+    return Window(size, (top, left))
+
+
+def _tuples(nested: Any) -> Any:
+    return tuple(_tuples(each) for each in nested) if isinstance(nested, list) else nested
+
+
+def generators(seed: int, numbers: np.ndarray) -> list[np.random.Generator]:
+    """One source of randomness for each number, from the seed and that number alone.
+
+    On the host: a device would have to be waited for, and would need a program for every shape.
+    """
+    return [np.random.default_rng((seed, int(number))) for number in numbers]

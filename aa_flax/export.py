@@ -1,0 +1,204 @@
+"""Networks that leave JAX's Python: a serialised StableHLO program, its weights beside it, and a loader.
+
+The program is ``jax.export``'s: it runs wherever a JAX of about the same time or a newer one runs (jax-ml's promise is
+six months), on the platforms that it was lowered for, without this package's networks.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors.numpy import save_file
+
+from aa_flax.models.base import ModelSpec
+from aa_flax.weights.errors import CheckpointError
+from aa_flax.weights.safetensors_file import read_safetensors
+from aa_flax.weights.store import _complete_or_not_at_all
+
+PROGRAM, WEIGHTS, DESCRIPTION = "program.jax", "weights.safetensors", "export.json"
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ExportedNetwork:
+    """A loaded program with its weights: ``network(images)`` gives what the model gave in evaluation mode.
+
+    Attributes:
+        input_shape: what the program takes, text for sizes that are free, such as ``("b", 224, 224, 3)``.
+        dtype: dtype of the images.
+        platforms: where it runs.
+        model: the spec that it was exported from, None for networks that are not of this package.
+        program: the program, of ``(weights, images)``.
+        weights: the arrays by path.
+    """
+
+    input_shape: tuple[str | int, ...]
+    dtype: str
+    platforms: tuple[str, ...]
+    model: str | None
+    program: jax.export.Exported = dataclasses.field(repr=False)
+    weights: dict[str, jax.Array] = dataclasses.field(repr=False)
+
+    def __call__(self, images: jax.Array) -> Any:
+        """The outputs for images of ``input_shape``; can be called inside ``jax.jit``.
+
+        Raises:
+            ValueError: for images of another shape or dtype.
+        """
+        free = [i for i, n in enumerate(self.input_shape) if isinstance(n, str)]
+        fits = len(images.shape) == len(self.input_shape) and all(
+            i in free or n == images.shape[i] for i, n in enumerate(self.input_shape)
+        )
+        if not fits or images.dtype != self.dtype:
+            wanted = f"{self.dtype} {self.input_shape}"
+            raise ValueError(f"the program takes {wanted}, got {images.dtype} {tuple(images.shape)}: export it again")
+        return self.program.call(self.weights, images)
+
+
+def export(
+    model: nnx.Module,
+    directory: str | os.PathLike[str],
+    *,
+    batch: str | int = "b",
+    image_size: int | tuple[int, int] = 224,
+    in_channels: int | None = None,
+    dtype: jax.typing.DTypeLike = jnp.float32,
+    platforms: Sequence[str] = PLATFORMS,
+) -> Path:
+    """Lowers a network in evaluation mode and writes program, weights and a description to a directory.
+
+    The files appear complete or not at all. The weights are no part of the program: one can be replaced by others
+    of the same shapes.
+
+    Args:
+        model: an NNX module that maps images (N, H, W, C) to arrays; one of this package, or any other.
+        directory: the folder, made when missing; other files in it stay.
+        batch: a name leaves the batch size free; a number fixes it.
+        image_size: height and width in pixels, one number for both. They cannot be free: the blur's tables depend
+            on them.
+        in_channels: channels of the images; by default what the network's spec says.
+        dtype: dtype of the images.
+        platforms: where the program is to run; it is lowered once for each, and none has to be present.
+
+    Returns:
+        The directory.
+
+    Raises:
+        ImportError: if the package ``flatbuffers`` is missing.
+        ValueError: if the channels are not known, or the model holds no values.
+    """
+    _need_flatbuffers()
+    spec = getattr(model, "spec", None)
+    channels = in_channels or (spec.in_channels if isinstance(spec, ModelSpec) else None)
+    if channels is None:
+        raise ValueError(f"in_channels is needed to export {type(model).__name__}, which has no spec")
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    graphdef, noise, state = nnx.split(model, nnx.RngState, ..., graph=True)
+    arrays = _arrays(state)
+
+    def run(weights: dict[str, jax.Array], images: jax.Array) -> Any:
+        network = nnx.merge(graphdef, noise, _filled(state, weights))
+        network.eval()
+        return network(images)
+
+    shape = jax.export.symbolic_shape(f"{batch}, {height}, {width}, {channels}")
+    weights = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in arrays.items()}
+    exported = jax.export.export(jax.jit(run), platforms=tuple(platforms))(weights, jax.ShapeDtypeStruct(shape, dtype))
+    return _write(
+        Path(directory),
+        bytes(exported.serialize()),
+        arrays,
+        {
+            "input_shape": [batch, height, width, channels],
+            "dtype": jnp.dtype(dtype).name,
+            "platforms": list(platforms),
+            "model": str(spec) if isinstance(spec, ModelSpec) else None,
+            "jax": jax.__version__,
+        },
+    )
+
+
+def load_exported(directory: str | os.PathLike[str]) -> ExportedNetwork:
+    """The program that :func:`export` has written, with its weights on the default device.
+
+    Raises:
+        ImportError: if the package ``flatbuffers`` is missing.
+        FileNotFoundError: if a file is missing.
+        CheckpointError: (a ValueError) if a file is damaged, or program and weights do not belong together.
+    """
+    _need_flatbuffers()
+    directory = Path(directory)
+    for name in (DESCRIPTION, PROGRAM, WEIGHTS):
+        if not (directory / name).is_file():
+            raise FileNotFoundError(f"{directory / name}: not found; export the network again")
+    try:
+        described = json.loads((directory / DESCRIPTION).read_text("utf-8"))
+        digest = described["sha256"]
+        keys = ("input_shape", "dtype", "platforms", "model")
+        shape, dtype, platforms, model = (described[key] for key in keys)
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{directory / DESCRIPTION}: damaged ({error}); export the network again") from error
+    program = (directory / PROGRAM).read_bytes()
+    if hashlib.sha256(program).hexdigest() != digest:
+        raise CheckpointError(f"{directory / PROGRAM}: not the file that was exported; export the network again")
+    try:
+        arrays, metadata = read_safetensors(directory / WEIGHTS)
+    except CheckpointError as error:
+        raise CheckpointError(f"{directory / WEIGHTS}: {error}") from error
+    exported = jax.export.deserialize(bytearray(program))
+    _check_weights(directory / WEIGHTS, exported, arrays, metadata.get("program"), digest)
+    weights = {name: jnp.array(a) for name, a in arrays.items()}
+    return ExportedNetwork(tuple(shape), dtype, tuple(platforms), model, exported, weights)
+
+
+def _need_flatbuffers() -> None:
+    try:
+        import flatbuffers  # noqa: F401
+    except ImportError as error:
+        raise ImportError("jax.export stores programs by the package flatbuffers: pip install flatbuffers") from error
+
+
+def _arrays(state: Any) -> dict[str, np.ndarray]:
+    arrays = {}
+    for path, variable in nnx.to_flat_state(state):
+        value = variable.get_value()
+        if not isinstance(value, jax.Array | np.ndarray):
+            raise ValueError(f"export needs a model with values, but {'.'.join(map(str, path))} has none")
+        arrays[".".join(map(str, path))] = np.asarray(value, order="C")
+    return arrays
+
+
+def _filled(state: Any, weights: dict[str, jax.Array]) -> Any:
+    flat = nnx.to_flat_state(state)
+    return nnx.from_flat_state([(path, variable.replace(weights[".".join(map(str, path))])) for path, variable in flat])
+
+
+def _write(directory: Path, program: bytes, arrays: dict[str, np.ndarray], described: dict[str, Any]) -> Path:
+    described["sha256"] = hashlib.sha256(program).hexdigest()
+    if directory.exists() and not directory.is_dir():
+        raise FileExistsError(f"{directory}: it is a file; give a directory to write into")
+    with _complete_or_not_at_all(directory) as fresh:
+        (fresh / PROGRAM).write_bytes(program)
+        save_file(arrays, fresh / WEIGHTS, metadata={"program": described["sha256"]})
+        (fresh / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n", "utf-8")
+    return directory
+
+
+def _check_weights(
+    path: Path, exported: jax.export.Exported, arrays: dict[str, np.ndarray], program: str | None, digest: str
+) -> None:
+    """Both ways strict; a file of other weights for the same program says nothing of a program, or its own."""
+    (wanted, _), _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
+    shapes = {name: (tuple(a.shape), jnp.dtype(a.dtype).name) for name, a in wanted.items()}
+    found = {name: (a.shape, a.dtype.name) for name, a in arrays.items()}
+    if found != shapes or program not in (None, digest):
+        odd = sorted(set(shapes.items()) ^ set(found.items()))[:4]
+        raise CheckpointError(f"{path}: its weights do not belong to {PROGRAM}; first differences: {odd}")

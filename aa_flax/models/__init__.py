@@ -1,0 +1,6 @@
+"""The networks: one file a family, one table of names."""
+
+from aa_flax.models.base import ModelSpec, Network
+from aa_flax.models.registry import create_model, list_models
+
+__all__ = ["ModelSpec", "Network", "create_model", "list_models"]

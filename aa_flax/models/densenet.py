@@ -1,0 +1,146 @@
+"""DenseNet, plain (torchvision's) and anti-aliased.
+
+Huang et al. 2016 (arXiv 1608.06993); anti-aliasing: Zhang 2019 (arXiv 1904.11486), section 4.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn import initializers
+
+from aa_flax.models.base import Network
+from aa_flax.models.layers import Builder, dense_max, kaiming_fan_in
+from aa_flax.pooling import avg_pool, global_avg_pool, max_pool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DenseNetConfig:
+    """One network of the family.
+
+    Attributes:
+        depths: layers in each of the four dense blocks.
+        growth_rate: channels that each layer adds.
+        num_init_features: channels of the stem.
+        bn_size: width of the 1x1 bottleneck, in growth rates.
+        drop_rate: dropout on the channels that each layer adds.
+        pool_only: False also anti-aliases the stem convolution (anti-aliased networks only).
+    """
+
+    depths: tuple[int, int, int, int]
+    growth_rate: int = 32
+    num_init_features: int = 64
+    bn_size: int = 4
+    drop_rate: float = 0.0
+    pool_only: bool = True
+
+
+CONFIGS = {
+    "densenet121": DenseNetConfig(depths=(6, 12, 24, 16)),
+    "densenet161": DenseNetConfig(depths=(6, 12, 36, 24), growth_rate=48, num_init_features=96),
+    "densenet169": DenseNetConfig(depths=(6, 12, 32, 32)),
+    "densenet201": DenseNetConfig(depths=(6, 12, 48, 32)),
+}
+
+
+class DenseLayer(nnx.Module):
+    """BN, ReLU, 1x1, BN, ReLU, 3x3: the channels that one layer adds."""
+
+    def __init__(self, cin: int, config: DenseNetConfig, *, build: Builder):
+        width = config.bn_size * config.growth_rate
+        self.norm1, self.conv1 = build.bn(cin), build.conv(cin, width, 1)
+        self.norm2, self.conv2 = build.bn(width), build.conv(width, config.growth_rate, 3)
+        self.dropout = nnx.Dropout(config.drop_rate)
+
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        y = self.conv1(jax.nn.relu(self.norm1(x)))
+        y = self.conv2(jax.nn.relu(self.norm2(y)))
+        return self.dropout(y, rngs=rngs)
+
+
+class DenseBlock(nnx.Module):
+    """Layers that each see everything before them."""
+
+    def __init__(self, cin: int, depth: int, config: DenseNetConfig, *, build: Builder):
+        self.depth = depth
+        for i in range(depth):
+            layer = DenseLayer(cin + i * config.growth_rate, config, build=build)
+            setattr(self, f"denselayer{i + 1}", layer)
+
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        for i in range(self.depth):
+            x = jnp.concatenate([x, getattr(self, f"denselayer{i + 1}")(x, rngs=rngs)], -1)
+        return x
+
+
+class Transition(nnx.Module):
+    """Halves channels and map: average pooling, or its anti-aliased form, a blur."""
+
+    antialias_slots: ClassVar = {"blur": 2}
+
+    def __init__(self, cin: int, *, build: Builder):
+        self.norm, self.conv = build.bn(cin), build.conv(cin, cin // 2, 1)
+        self.blur = build.blur(cin // 2) if build.antialiased else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.conv(jax.nn.relu(self.norm(x)))
+        return avg_pool(x, 2, 2) if self.blur is None else self.blur(x)
+
+
+class DenseNet(Network):
+    """DenseNet over NHWC images: ``model(x)`` gives logits, ``model.features(x)`` the last map.
+
+    Args:
+        config: the network and its options.
+        num_classes: logits; 0 for no head.
+        in_channels: channels of the image.
+        build: makes the layers; decides between plain and anti-aliased.
+
+    Raises:
+        ValueError: for options that contradict the network.
+    """
+
+    antialias_slots: ClassVar = {"stem_blur": "conv0", "pool_blur": 2}
+
+    def __init__(self, config: DenseNetConfig, *, num_classes: int, in_channels: int, build: Builder):
+        if not (config.pool_only or build.antialiased):
+            raise ValueError("pool_only=False belongs to anti-aliased networks: the plain one has no blur")
+        build = dataclasses.replace(build, conv_init=kaiming_fan_in)
+        self.config, self.circular = config, build.circular
+        channels = config.num_init_features
+        self.conv0 = build.conv(in_channels, channels, 7, 2 if config.pool_only else 1)
+        self.norm0 = build.bn(channels)
+        self.stem_blur = None if config.pool_only else build.blur(channels)
+        self.pool_blur = build.blur(channels) if build.antialiased else None
+        for i, depth in enumerate(config.depths, 1):
+            setattr(self, f"denseblock{i}", DenseBlock(channels, depth, config, build=build))
+            channels += depth * config.growth_rate
+            if i < len(config.depths):
+                setattr(self, f"transition{i}", Transition(channels, build=build))
+                channels //= 2
+        self.norm5 = build.bn(channels)
+        self.classifier = build.linear(channels, num_classes, bias_init=initializers.zeros) if num_classes else None
+
+    def feature_pyramid(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> tuple[jax.Array, ...]:
+        """The output of each dense block, the last after its ReLU; ``rngs`` feeds dropout in training."""
+        x = jax.nn.relu(self.norm0(self.conv0(x)))
+        if self.stem_blur is not None:
+            x = self.stem_blur(x)
+        if self.pool_blur is not None:
+            x = self.pool_blur(dense_max(x, 3, padding=1, circular=self.circular))
+        else:
+            x = max_pool(x, 3, 2, padding=1)
+        maps = []
+        for i in range(1, len(self.config.depths) + 1):
+            x = getattr(self, f"denseblock{i}")(x, rngs=rngs)
+            if i < len(self.config.depths):
+                maps.append(x)
+                x = getattr(self, f"transition{i}")(x)
+        return *maps, jax.nn.relu(self.norm5(x))
+
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """Logits (N, num_classes) of images (N, H, W, in_channels), or pooled features without head."""
+        x = global_avg_pool(self.features(x, rngs=rngs))
+        return x if self.classifier is None else self.classifier(x)

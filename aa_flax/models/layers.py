@@ -1,0 +1,305 @@
+"""What the families are built from: torch-compatible layers and the builder that makes them."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn import initializers
+
+from aa_flax.blurpool import BlurPool2D
+from aa_flax.downsample import AdaptivePolyphase, ContentAdaptiveBlur, Downsample, IdealLowPass
+from aa_flax.models.depthwise import depthwise_conv
+from aa_flax.pooling import max_pool
+
+Initializer = Callable[..., jax.Array]
+
+# Zhang 2019 trains from torchvision's initial values: He et al. 2015, untruncated, over the outputs.
+kaiming_fan_out = initializers.variance_scaling(2.0, "fan_out", "normal")
+kaiming_fan_in = initializers.variance_scaling(2.0, "fan_in", "normal")
+# PyTorch's default for convolutions and linear layers: U(+-1/sqrt(fan_in)) has variance 1/(3 fan_in).
+torch_default = initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+class Stack(nnx.Module):
+    """Layers in order under the names "0", "1", ... (or from ``start`` on).
+
+    ``nnx.List`` would use whole numbers as keys. Checkpoints turn those into text and sort them as text, which
+    permutes stages of eleven or more blocks without an error. Text from the start leaves nothing to permute.
+    """
+
+    def __init__(self, layers: Iterable[nnx.Module], start: int = 0):
+        self.names = []
+        for i, layer in enumerate(layers, start):
+            setattr(self, str(i), layer)
+            self.names.append(str(i))
+        self.names = tuple(self.names)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (getattr(self, name) for name in self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Any:
+        return getattr(self, self.names[index])
+
+    def __call__(self, x: jax.Array, **kwargs: Any) -> jax.Array:
+        for layer in self:
+            x = layer(x, **kwargs)
+        return x
+
+
+class BatchNorm(nnx.BatchNorm):
+    """Batch normalisation with PyTorch's numbers.
+
+    It differs from ``nnx.BatchNorm`` where that one loses accuracy or departs from PyTorch: statistics and the
+    normalisation itself are computed in float32 or wider whatever the input, the variance does not cancel where the
+    mean is large, and the running variance is the unbiased one.
+
+    Args:
+        num_features: channels.
+        group_size: examples over which training statistics are taken; None means the whole (global) batch.
+            Groups are runs of consecutive examples, as on the separate devices of a data-parallel run. The batch
+            must be a multiple of it.
+        dtype: dtype of the output; None keeps the input's.
+        param_dtype: dtype of scale and bias. Statistics are float32 or wider.
+        rngs: source of the initial values.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        group_size: int | None = None,
+        dtype: jax.typing.DTypeLike | None = None,
+        param_dtype: jax.typing.DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(
+            num_features,
+            momentum=0.9,
+            epsilon=1e-5,
+            use_fast_variance=False,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+        statistics = jnp.promote_types(param_dtype, jnp.float32)
+        self.mean = nnx.BatchStat(jnp.zeros(num_features, statistics))
+        self.var = nnx.BatchStat(jnp.ones(num_features, statistics))
+        self.group_size = group_size
+
+    def __call__(self, x: jax.Array, use_running_average: bool | None = None, *, mask: None = None) -> jax.Array:
+        """Normalises (N, ..., C); in training also updates the running statistics.
+
+        Raises:
+            ValueError: if the batch is no multiple of ``group_size``, or a mask is given.
+        """
+        if mask is not None:
+            raise ValueError("aa_flax's BatchNorm takes no mask: every example counts")
+        if use_running_average is None:
+            use_running_average = bool(self.use_running_average)
+        assert self.scale is not None
+        assert self.bias is not None
+        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        wide = x.astype(dtype)
+        if use_running_average:
+            mean, var = self.mean[...], self.var[...]
+        else:
+            mean, var = self._batch_statistics(wide)
+        if mean.ndim == 2:
+            # One row of statistics a group: repeat it for the examples of the group.
+            shape = (len(x), *(1,) * (x.ndim - 2), -1)
+            mean, var = (jnp.repeat(s, len(x) // len(s), 0).reshape(shape) for s in (mean, var))
+        factor = jax.lax.rsqrt(var.astype(dtype) + self.epsilon) * self.scale[...].astype(dtype)
+        y = (wide - mean.astype(dtype)) * factor + self.bias[...].astype(dtype)
+        return y.astype(self.dtype or x.dtype)
+
+    def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Mean and biased variance, (C,) or with groups (groups, C), and the update of the running ones."""
+        if self.group_size is not None:
+            if len(x) % self.group_size:
+                raise ValueError(f"a batch of {len(x)} is no multiple of group_size={self.group_size}")
+            x = x.reshape(-1, self.group_size, *x.shape[1:])
+        first = 0 if self.group_size is None else 1
+        axes = tuple(range(first, x.ndim - 1))
+        # One pass over x: both sums are taken about a rough mean, which keeps the variance from cancelling.
+        shift = _rough_mean(x, axes)
+        shifted = x - shift
+        offset = shifted.mean(axes, keepdims=True)
+        var = jnp.square(shifted).mean(axes, keepdims=True) - jnp.square(offset)
+        mean, var = (s.reshape(*x.shape[:first], -1) for s in (shift + offset, jnp.where(var < 0, 0, var)))
+        count = x.size // x.shape[-1] // (1 if self.group_size is None else len(x))
+        unbiased = var * (count / max(count - 1, 1))
+        for running, batch in ((self.mean, mean), (self.var, unbiased)):
+            # With groups the running statistics follow the mean over them; the reference keeps the first
+            # device's, which has the same expectation and a larger spread.
+            batch = jax.lax.stop_gradient(batch if first == 0 else batch.mean(0))
+            running[...] = (self.momentum * running[...] + (1 - self.momentum) * batch).astype(running.dtype)
+        return mean, var
+
+
+def _rough_mean(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """The mean over every eighth pixel, with the reduced axes kept; a constant for differentiation.
+
+    A mean over one sample in n lies at most sqrt(n) standard deviations from the true one, so that a variance
+    about it loses at most a factor of about n in precision, whatever the values; n is about 64 for images.
+    """
+    batch, *spatial = axes
+    every = [slice(min(4, n // 2), None, 8) if i in spatial else slice(None) for i, n in enumerate(x.shape)]
+    return jax.lax.stop_gradient(x[tuple(every)].mean((batch, *spatial), keepdims=True))
+
+
+class FrozenBatchNorm(BatchNorm):
+    """A :class:`BatchNorm` that stays as it is: running statistics in every mode, no gradient for scale and bias.
+
+    For fine-tuning with batches too small for statistics of their own. Weight decay has to be kept from its
+    parameters by the optimizer.
+    """
+
+    def __call__(self, x: jax.Array, use_running_average: bool | None = None, *, mask: None = None) -> jax.Array:
+        assert self.scale is not None
+        assert self.bias is not None
+        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        mean, var, scale, bias = (
+            jax.lax.stop_gradient(v[...]).astype(dtype) for v in (self.mean, self.var, self.scale, self.bias)
+        )
+        y = (x.astype(dtype) - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
+        return y.astype(self.dtype or x.dtype)
+
+
+def dense_max(x: jax.Array, window: int, *, padding: int = 0, circular: bool = False) -> jax.Array:
+    """The maximum over windows one pixel apart.
+
+    Args:
+        x: map (N, H, W, C).
+        window: size of the window in pixels.
+        padding: pixels of minus infinity on each side.
+        circular: let the map go on at its opposite side instead, which keeps its size.
+    """
+    if circular:
+        margin = ((window - 1) // 2, window // 2)
+        return max_pool(jnp.pad(x, ((0, 0), margin, margin, (0, 0)), mode="wrap"), window, 1)
+    return max_pool(x, window, 1, padding)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Builder:
+    """Makes the layers of one network, so that each is a single line in the model files.
+
+    Attributes:
+        filter_size: taps of every blur, None for the plain network.
+        pad_type: padding of every blur.
+        downsample: what subsamples: ``blur``, or ``aps``, ``ddac``, ``ideal`` of :mod:`aa_flax.downsample`.
+        circular: pad convolutions and pools circularly instead of with zeros.
+        frozen_bn: normalise by running statistics in every mode and train no scale or bias.
+        dtype: dtype the layers compute and answer in.
+        param_dtype: dtype of the parameters.
+        conv_init: initial values of convolution kernels.
+        rngs: source of the initial values.
+    """
+
+    filter_size: int | None
+    pad_type: str
+    downsample: str = "blur"
+    circular: bool = False
+    frozen_bn: bool = False
+    dtype: jax.typing.DTypeLike
+    param_dtype: jax.typing.DTypeLike
+    conv_init: Initializer = kaiming_fan_out
+    rngs: nnx.Rngs
+
+    @property
+    def antialiased(self) -> bool:
+        return self.filter_size is not None
+
+    def blur(self, channels: int) -> Downsample:
+        """What halves a map of so many channels."""
+        assert self.filter_size is not None
+        if self.downsample == "aps":
+            return AdaptivePolyphase(self.filter_size, 2, self.pad_type)
+        if self.downsample == "ddac":
+            return ContentAdaptiveBlur(
+                channels,
+                self.filter_size,
+                2,
+                self.pad_type,
+                groups=math.gcd(8, channels),
+                norm=self.bn,
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+                rngs=self.rngs,
+            )
+        if self.downsample == "ideal":
+            return IdealLowPass(2)
+        return BlurPool2D(self.filter_size, stride=2, pad_type=self.pad_type)
+
+    def conv(
+        self,
+        cin: int,
+        cout: int,
+        size: int,
+        stride: int = 1,
+        *,
+        padding: int | None = None,
+        groups: int = 1,
+        dilation: int = 1,
+        use_bias: bool = False,
+        bias_init: Initializer = initializers.zeros,
+    ) -> nnx.Conv:
+        """A square convolution. Padding is torch's: a number of pixels, by default what keeps the size."""
+        if self.circular and padding is not None:
+            raise ValueError("circular=True is for networks whose convolutions keep the map's size, not AlexNet")
+        same = "CIRCULAR" if self.circular else dilation * (size // 2)
+        return nnx.Conv(
+            cin,
+            cout,
+            (size, size),
+            stride,
+            padding=same if padding is None else padding,
+            kernel_dilation=dilation,
+            feature_group_count=groups,
+            use_bias=use_bias,
+            kernel_init=self.conv_init,
+            bias_init=bias_init,
+            conv_general_dilated=depthwise_conv if groups == cin == cout else jax.lax.conv_general_dilated,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            rngs=self.rngs,
+        )
+
+    def bn(self, channels: int) -> BatchNorm:
+        norm = FrozenBatchNorm if self.frozen_bn else BatchNorm
+        return norm(channels, dtype=self.dtype, param_dtype=self.param_dtype, rngs=self.rngs)
+
+    def linear(
+        self,
+        cin: int,
+        cout: int,
+        kernel_init: Initializer = torch_default,
+        bias_init: Initializer | None = None,
+    ) -> nnx.Linear:
+        """A linear layer; without ``bias_init`` the bias is PyTorch's default."""
+        return nnx.Linear(
+            cin,
+            cout,
+            kernel_init=kernel_init,
+            bias_init=torch_default_bias(cin) if bias_init is None else bias_init,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            rngs=self.rngs,
+        )
+
+
+def torch_default_bias(fan_in: int) -> Initializer:
+    """PyTorch's default bias, U(+-1/sqrt(fan_in)); ``fan_in`` counts the inputs of one output."""
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32, **kwargs: Any) -> jax.Array:
+        bound = fan_in**-0.5
+        return jax.random.uniform(key, shape, dtype, -bound, bound, **kwargs)
+
+    return init

@@ -1,0 +1,195 @@
+"""The one table of the 23 networks, and how a name becomes a network."""
+
+import dataclasses
+import difflib
+import fnmatch
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from aa_flax.blurpool import canonical_pad_type
+from aa_flax.models import alexnet, densenet, mobilenet, resnet, vgg
+from aa_flax.models.base import ModelSpec, Network
+from aa_flax.models.layers import Builder
+
+DEFAULT_FILTER_SIZE = 4
+
+_FAMILIES = (
+    (alexnet.AlexNet, alexnet.CONFIGS),
+    (vgg.VGG, vgg.CONFIGS),
+    (resnet.ResNet, resnet.CONFIGS),
+    (densenet.DenseNet, densenet.CONFIGS),
+    (mobilenet.MobileNetV2, mobilenet.CONFIGS),
+)
+MODELS: dict[str, tuple[Any, Any]] = {
+    name: (family, config) for family, configs in _FAMILIES for name, config in configs.items()
+}
+# Options of every network, which decide what its layers are made of.
+COMMON_OPTIONS: dict[str, Any] = {"downsample": "blur", "circular": False, "frozen_bn": False}
+DOWNSAMPLES = ("blur", "aps", "ddac", "ideal")
+_DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64)
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the networks that match a shell pattern, sorted; each exists plain and anti-aliased.
+
+    >>> list_models("resnet1*")
+    ['resnet101', 'resnet152', 'resnet18']
+    """
+    return sorted(fnmatch.filter(MODELS, pattern))
+
+
+def parse_spec(spec: str) -> tuple[str, int | None]:
+    """Splits ``<name>[_lpf<k>|_plain]``.
+
+    Args:
+        spec: a network's name, with its filter size or ``plain``; no suffix means ``_lpf4``.
+
+    Returns:
+        The name and the filter size, None for the plain network.
+
+    Raises:
+        ValueError: for an unknown name (close ones are listed) or a filter size below 1.
+    """
+    match = re.fullmatch(r"(?P<name>.+?)(?:_lpf(?P<taps>\d+)|_(?P<plain>plain))?", spec)
+    name = match["name"] if match else spec
+    if match is None or name not in MODELS:
+        close = difflib.get_close_matches(name, MODELS, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(close)}?" if close else "aa_flax.list_models() lists them"
+        raise ValueError(f"unknown network {spec!r}: {hint}")
+    if match["plain"]:
+        return name, None
+    taps = DEFAULT_FILTER_SIZE if match["taps"] is None else int(match["taps"])
+    if taps < 1:
+        raise ValueError(f"{spec!r}: the filter size must be at least 1; _plain is the network without blur")
+    return name, taps
+
+
+def default_options(name: str) -> dict[str, Any]:
+    """The options of one network and their values where none is given."""
+    config = MODELS[name][1]
+    return COMMON_OPTIONS | {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+
+
+def resolve_spec(
+    spec: str,
+    *,
+    filter_size: int | None = None,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    pad_type: str = "reflect",
+    **options: Any,
+) -> ModelSpec:
+    """Checks the arguments of :func:`create_model` without building anything.
+
+    Raises:
+        TypeError: for an option that the family does not have.
+        ValueError: for values that make no network.
+    """
+    name, taps = parse_spec(spec)
+    if filter_size is not None:
+        if spec != name and filter_size != taps:
+            raise ValueError(f"filter_size={filter_size} contradicts {spec!r}: give one of them")
+        if isinstance(filter_size, bool) or not isinstance(filter_size, int) or filter_size < 1:
+            raise ValueError(f"filter_size must be a whole number >= 1, got {filter_size!r}")
+        taps = filter_size
+    for argument, value, least in (("num_classes", num_classes, 0), ("in_channels", in_channels, 1)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{argument} must be a whole number >= {least}, got {value!r}")
+    known = default_options(name)
+    for option in options:
+        if option not in known:
+            raise TypeError(f"{name} has no option {option!r}; it has {', '.join(known)}")
+    if options.get("downsample", "blur") not in DOWNSAMPLES:
+        raise ValueError(f"downsample must be one of {', '.join(DOWNSAMPLES)}, got {options['downsample']!r}")
+    if taps is None and options.get("downsample", "blur") != "blur":
+        raise ValueError(f"{spec!r} has no blur for downsample={options['downsample']!r} to stand in for")
+    # JSON has lists where the configurations have tuples.
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    return ModelSpec(
+        name=name,
+        filter_size=taps,
+        num_classes=num_classes,
+        in_channels=in_channels,
+        pad_type=canonical_pad_type(pad_type),
+        options=tuple(sorted((k, v) for k, v in given.items() if v != known[k])),
+    )
+
+
+def build_model(
+    spec: ModelSpec,
+    *,
+    dtype: jax.typing.DTypeLike = jnp.float32,
+    param_dtype: jax.typing.DTypeLike = jnp.float32,
+    rngs: nnx.Rngs,
+) -> Network:
+    """The network of a resolved spec; see :func:`create_model`."""
+    for argument, value in (("dtype", dtype), ("param_dtype", param_dtype)):
+        if jnp.dtype(value) not in [jnp.dtype(d) for d in _DTYPES]:
+            names = ", ".join(jnp.dtype(d).name for d in _DTYPES)
+            raise ValueError(f"{argument} must be one of {names}, got {jnp.dtype(value).name}")
+    family, config = MODELS[spec.name]
+    common: dict[str, Any] = COMMON_OPTIONS | {k: v for k, v in spec.options if k in COMMON_OPTIONS}
+    build = Builder(
+        filter_size=spec.filter_size,
+        pad_type=spec.pad_type,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        rngs=rngs,
+        **common,
+    )
+    config = dataclasses.replace(config, **{k: v for k, v in spec.options if k not in COMMON_OPTIONS})
+    model = family(config, num_classes=spec.num_classes, in_channels=spec.in_channels, build=build)
+    model.spec = spec
+    return model
+
+
+def create_model(
+    spec: str,
+    *,
+    filter_size: int | None = None,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    pad_type: str = "reflect",
+    dtype: jax.typing.DTypeLike = jnp.float32,
+    param_dtype: jax.typing.DTypeLike = jnp.float32,
+    rngs: nnx.Rngs,
+    **options: Any,
+) -> Network:
+    """A network with fresh weights, in training mode as every new NNX module (``model.eval()`` switches).
+
+    ``model(x)`` takes images (N, H, W, in_channels), normalised, and gives raw logits; ``model.features(x)`` gives
+    the last map. Networks with dropout take ``model(x, rngs=...)`` in training. ``model.spec`` describes the network.
+
+    Args:
+        spec: ``<name>[_lpf<k>|_plain]``: anti-aliased with k taps, or torchvision's network; no suffix is ``_lpf4``.
+        filter_size: taps of every blur, for a spec without suffix.
+        num_classes: logits; 0 for a network without head, which gives pooled features (N, C).
+        in_channels: channels of the image.
+        pad_type: padding of every blur: ``reflect`` (the reference's), ``replicate``, ``zero`` or ``circular``.
+        dtype: what layers compute and answer in; statistics and sums stay float32 or wider.
+        param_dtype: dtype of the parameters.
+        rngs: source of the initial values, which follow the reference.
+        **options: the family's own, each an attribute of its configuration, such as ``pool_only``, and for every
+            network ``downsample`` (what subsamples: ``blur``, ``aps``, ``ddac`` or ``ideal``, see
+            :mod:`aa_flax.downsample`), ``circular`` (convolutions and pools see a map that goes on at its other
+            side) and ``frozen_bn`` (running statistics in every mode, no gradient for scale and bias).
+
+    Raises:
+        TypeError: for an option that the family does not have.
+        ValueError: for an unknown name (close ones are listed) or values that make no network.
+
+    Source: Zhang 2019, section 4; torchvision for the plain networks.
+    """
+    resolved = resolve_spec(
+        spec,
+        filter_size=filter_size,
+        num_classes=num_classes,
+        in_channels=in_channels,
+        pad_type=pad_type,
+        **options,
+    )
+    return build_model(resolved, dtype=dtype, param_dtype=param_dtype, rngs=rngs)

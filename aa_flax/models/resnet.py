@@ -1,0 +1,207 @@
+"""ResNet, ResNeXt and Wide ResNet, plain (torchvision's) and anti-aliased.
+
+He et al. 2015 (arXiv 1512.03385), Xie et al. 2016 (arXiv 1611.05431), Zagoruyko and Komodakis 2016 (arXiv
+1605.07146); anti-aliasing: Zhang 2019 (arXiv 1904.11486), section 4.
+"""
+
+import dataclasses
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from aa_flax.models.base import Network
+from aa_flax.models.layers import Builder, Stack, dense_max
+from aa_flax.pooling import global_avg_pool, max_pool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResNetConfig:
+    """One network of the family.
+
+    Attributes:
+        depths: blocks in each of the four stages.
+        block: ``basic`` (two 3x3) or ``bottleneck`` (1x1, 3x3, 1x1 with four times the width).
+        groups: groups of the bottleneck's 3x3 convolution.
+        width_per_group: channels of a group in the first stage.
+        pool_only: False also anti-aliases the stem convolution (anti-aliased networks only).
+        replace_stride_with_dilation: for stages 2, 3 and 4, keep the map's size and dilate instead
+            (bottlenecks only).
+        output_stride: 16 or 8 is another way to ask for dilation in the last stage, or the last two.
+        zero_init_residual: start each block as the identity, with the scale of its last BN at zero.
+    """
+
+    depths: tuple[int, int, int, int]
+    block: Literal["basic", "bottleneck"]
+    groups: int = 1
+    width_per_group: int = 64
+    pool_only: bool = True
+    replace_stride_with_dilation: tuple[bool, bool, bool] = (False, False, False)
+    output_stride: Literal[8, 16, 32] = 32
+    zero_init_residual: bool = False
+
+
+CONFIGS = {
+    "resnet18": ResNetConfig(depths=(2, 2, 2, 2), block="basic"),
+    "resnet34": ResNetConfig(depths=(3, 4, 6, 3), block="basic"),
+    "resnet50": ResNetConfig(depths=(3, 4, 6, 3), block="bottleneck"),
+    "resnet101": ResNetConfig(depths=(3, 4, 23, 3), block="bottleneck"),
+    "resnet152": ResNetConfig(depths=(3, 8, 36, 3), block="bottleneck"),
+    "resnext50_32x4d": ResNetConfig(depths=(3, 4, 6, 3), block="bottleneck", groups=32, width_per_group=4),
+    "resnext101_32x8d": ResNetConfig(depths=(3, 4, 23, 3), block="bottleneck", groups=32, width_per_group=8),
+    "wide_resnet50_2": ResNetConfig(depths=(3, 4, 6, 3), block="bottleneck", width_per_group=128),
+    "wide_resnet101_2": ResNetConfig(depths=(3, 4, 23, 3), block="bottleneck", width_per_group=128),
+}
+
+EXPANSION = {"basic": 1, "bottleneck": 4}
+
+
+class Shortcut(nnx.Module):
+    """Brings the block's input to the size of its output."""
+
+    antialias_slots: ClassVar = {"blur": "conv"}
+
+    def __init__(self, cin: int, cout: int, stride: int, *, build: Builder):
+        self.blur = build.blur(cin) if build.antialiased and stride > 1 else None
+        self.conv = build.conv(cin, cout, 1, 1 if build.antialiased else stride)
+        self.bn = build.bn(cout)
+
+    def __call__(self, x: jax.Array, like: jax.Array) -> jax.Array:
+        # Blur and 1x1 convolution commute; blurring first leaves the convolution a quarter of the work.
+        if self.blur is not None:
+            x = self.blur(x, like)
+        return self.bn(self.conv(x))
+
+
+class BasicBlock(nnx.Module):
+    """3x3, 3x3; anti-aliased: the stride of the first becomes a blur after its ReLU."""
+
+    antialias_slots: ClassVar = {"blur": "conv1"}
+
+    def __init__(self, cin: int, planes: int, stride: int, dilation: int, config: ResNetConfig, *, build: Builder):
+        if dilation != 1 or config.groups != 1 or config.width_per_group != 64:
+            raise ValueError("basic blocks know no dilation, groups or width: use a network with bottlenecks")
+        self.blur = build.blur(planes) if build.antialiased and stride > 1 else None
+        self.conv1, self.bn1 = build.conv(cin, planes, 3, 1 if build.antialiased else stride), build.bn(planes)
+        self.conv2, self.bn2 = build.conv(planes, planes, 3), build.bn(planes)
+        shortcut = stride != 1 or cin != planes
+        self.downsample = Shortcut(cin, planes, stride, build=build) if shortcut else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = jax.nn.relu(self.bn1(self.conv1(x)))
+        if self.downsample is not None:
+            x = self.downsample(x, like=y)
+        if self.blur is not None:
+            y = self.blur(y)
+        return jax.nn.relu(self.bn2(self.conv2(y)) + x)
+
+
+class Bottleneck(nnx.Module):
+    """1x1, 3x3, 1x1; anti-aliased: the stride of the 3x3 becomes a blur after its ReLU."""
+
+    antialias_slots: ClassVar = {"blur": "conv2"}
+
+    def __init__(self, cin: int, planes: int, stride: int, dilation: int, config: ResNetConfig, *, build: Builder):
+        width, cout = planes * config.width_per_group // 64 * config.groups, planes * 4
+        self.blur = build.blur(width) if build.antialiased and stride > 1 else None
+        self.conv1, self.bn1 = build.conv(cin, width, 1), build.bn(width)
+        self.conv2 = build.conv(
+            width, width, 3, 1 if build.antialiased else stride, groups=config.groups, dilation=dilation
+        )
+        self.bn2 = build.bn(width)
+        self.conv3, self.bn3 = build.conv(width, cout, 1), build.bn(cout)
+        shortcut = stride != 1 or cin != cout
+        self.downsample = Shortcut(cin, cout, stride, build=build) if shortcut else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = jax.nn.relu(self.bn1(self.conv1(x)))
+        y = jax.nn.relu(self.bn2(self.conv2(y)))
+        if self.downsample is not None:
+            x = self.downsample(x, like=y)
+        if self.blur is not None:
+            y = self.blur(y)
+        return jax.nn.relu(self.bn3(self.conv3(y)) + x)
+
+
+def dilated_stages(config: ResNetConfig) -> tuple[bool, bool, bool]:
+    """Which of the stages 2, 3 and 4 dilate; ValueError if the two ways of asking for it contradict."""
+    by_stride = {32: (False, False, False), 16: (False, False, True), 8: (False, True, True)}
+    if config.output_stride not in by_stride:
+        raise ValueError(f"output_stride must be 8, 16 or 32, got {config.output_stride!r}")
+    if config.output_stride != 32 and any(config.replace_stride_with_dilation):
+        raise ValueError("give output_stride or replace_stride_with_dilation, not both")
+    return config.replace_stride_with_dilation if config.output_stride == 32 else by_stride[config.output_stride]
+
+
+BLOCKS = {"basic": BasicBlock, "bottleneck": Bottleneck}
+
+
+class ResNet(Network):
+    """ResNet over NHWC images: ``model(x)`` gives logits, ``model.features(x)`` the last map.
+
+    Args:
+        config: the network and its options.
+        num_classes: logits; 0 for no head.
+        in_channels: channels of the image.
+        build: makes the layers; decides between plain and anti-aliased.
+
+    Raises:
+        ValueError: for options that contradict the network.
+    """
+
+    antialias_slots: ClassVar = {"stem_blur": "conv1", "pool_blur": 2}
+
+    def __init__(self, config: ResNetConfig, *, num_classes: int, in_channels: int, build: Builder):
+        if not (config.pool_only or build.antialiased):
+            raise ValueError("pool_only=False belongs to anti-aliased networks: the plain one has no blur")
+        self.config, self.circular = config, build.circular
+        self.stem_blur = None if config.pool_only else build.blur(64)
+        self.conv1 = build.conv(in_channels, 64, 7, 2 if config.pool_only else 1)
+        self.bn1 = build.bn(64)
+        self.pool_blur = build.blur(64) if build.antialiased else None
+        channels, dilation, dilated = 64, 1, dilated_stages(config)
+        for stage, depth in enumerate(config.depths):
+            stride = 1 if stage == 0 else 2
+            entry_dilation = dilation
+            if stage and dilated[stage - 1]:
+                stride, dilation = 1, dilation * 2
+            block, blocks = BLOCKS[config.block], []
+            for i in range(depth):
+                first = i == 0
+                # The entry of a dilated stage still sees the previous grid.
+                spacing = entry_dilation if first else dilation
+                blocks.append(block(channels, 64 << stage, stride if first else 1, spacing, config, build=build))
+                channels = (64 << stage) * EXPANSION[config.block]
+            setattr(self, f"layer{stage + 1}", Stack(blocks))
+        self.fc = build.linear(channels, num_classes) if num_classes else None
+        if config.zero_init_residual:
+            self._zero_last_scales()
+
+    def _zero_last_scales(self) -> None:
+        for stage in self._stages():
+            for block in stage:
+                last = block.bn2 if isinstance(block, BasicBlock) else block.bn3
+                assert last.scale is not None
+                last.scale[...] = jnp.zeros_like(last.scale[...])
+
+    def _stages(self) -> list[Stack]:
+        return [getattr(self, f"layer{i + 1}") for i in range(len(self.config.depths))]
+
+    def feature_pyramid(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> tuple[jax.Array, ...]:
+        """The output of each stage; ``rngs`` is not used: no dropout."""
+        x = jax.nn.relu(self.bn1(self.conv1(x)))
+        if self.stem_blur is not None:
+            x = self.stem_blur(x)
+        if self.pool_blur is not None:
+            # A 3x3 window with padding would be the plain network's; the published weights were trained with 2x2.
+            x = self.pool_blur(dense_max(x, 2, circular=self.circular))
+        else:
+            x = max_pool(x, 3, 2, padding=1)
+        maps = [x := stage(x) for stage in self._stages()]
+        return tuple(maps)
+
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """Logits (N, num_classes) of images (N, H, W, in_channels), or pooled features without head."""
+        x = global_avg_pool(self.features(x, rngs=rngs))
+        return x if self.fc is None else self.fc(x)

@@ -1,0 +1,145 @@
+"""Pooling with PyTorch's values and gradients, on channels-last arrays."""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from aa_flax.blurpool import blur_axes
+
+
+def _larger(a: jax.Array, b: jax.Array) -> jax.Array:
+    # jnp.maximum would split the gradient of a tie, and lose PyTorch's; here the first one takes all of it.
+    return jnp.where((a >= b) | jnp.isnan(a), a, b)
+
+
+def max_pool(
+    x: jax.Array,
+    window: int | Sequence[int],
+    stride: int | Sequence[int],
+    padding: int | Sequence[int] = 0,
+) -> jax.Array:
+    """Maximum over windows; value and gradient equal PyTorch's, ties and NaN included.
+
+    Args:
+        x: array (N, H, W, C).
+        window: window size in pixels, one number or (height, width).
+        stride: distance between windows in pixels, one number or (height, width).
+        padding: pixels of minus infinity on each side, one number or (height, width).
+
+    Returns:
+        Array (N, H', W', C) of the input's dtype with ``H' = (H + 2 padding - window) // stride + 1``.
+
+    Raises:
+        ValueError: if the padded map is smaller than the window.
+    """
+    pads = _pair(padding)
+    if any(pads):
+        x = lax.pad(x, _lowest(x.dtype), [(0, 0, 0), *((p, p, 0) for p in pads), (0, 0, 0)])
+    # Columns, then rows: of several equal maxima the first in reading order wins, as in PyTorch.
+    sizes, strides = _pair(window), _pair(stride)
+    for axis in (2, 1):
+        x = functools.reduce(_larger, _shifted(x, axis, sizes[axis - 1], strides[axis - 1]))
+    return x
+
+
+def _shifted(x: jax.Array, axis: int, size: int, stride: int) -> list[jax.Array]:
+    """The samples of every window along one axis: first ones, second ones, and so on."""
+    if x.shape[axis] < size:
+        raise ValueError(f"a pooling window of {size} is larger than axis {axis} of the map, shape {x.shape}")
+    span = (x.shape[axis] - size) // stride * stride + 1
+    return [lax.slice_in_dim(x, i, i + span, stride, axis) for i in range(size)]
+
+
+def _pair(value: int | Sequence[int]) -> tuple[int, int]:
+    if isinstance(value, Sequence):
+        first, second = value
+        return first, second
+    return value, value
+
+
+def _lowest(dtype) -> np.ndarray:
+    return np.asarray(-np.inf if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo(dtype).min, dtype)
+
+
+def avg_pool(x: jax.Array, window: int | Sequence[int], stride: int | Sequence[int]) -> jax.Array:
+    """Mean over windows without padding.
+
+    Args:
+        x: array (N, H, W, C).
+        window: window size in pixels, one number or (height, width).
+        stride: distance between windows in pixels, one number or (height, width).
+
+    Returns:
+        Array (N, H', W', C) of the input's dtype with ``H' = (H - window) // stride + 1``; sums run in float32 or
+        wider.
+
+    Raises:
+        ValueError: if the map is smaller than the window.
+    """
+    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    sizes, strides = _pair(window), _pair(stride)
+    for axis in (2, 1):
+        y = functools.reduce(jnp.add, _shifted(y, axis, sizes[axis - 1], strides[axis - 1])) / sizes[axis - 1]
+    return y.astype(x.dtype)
+
+
+def max_blur_pool(
+    x: jax.Array,
+    window: int | Sequence[int] = 2,
+    filter_size: int | Sequence[int] = 4,
+    stride: int | Sequence[int] = 2,
+    padding: int | Sequence[int] = 0,
+    pad_type: str = "reflect",
+) -> jax.Array:
+    """The anti-aliased form of a strided max-pool: a dense maximum, then blur and subsample.
+
+    Args:
+        x: floating point array (N, H, W, C).
+        window: window of the maximum in pixels, one number or (height, width).
+        filter_size: taps of the blur, see :func:`aa_flax.blur_pool`.
+        stride: subsampling factor of the blur; the maximum itself is dense.
+        padding: pixels of minus infinity on each side, for the maximum.
+        pad_type: padding of the blur, see :func:`aa_flax.blur_pool`.
+
+    Returns:
+        Array of the input's dtype.
+
+    Source: Zhang 2019, section 3.2, equation 6.
+    """
+    return blur_axes(max_pool(x, window, 1, padding), (1, 2), filter_size, stride, pad_type, 0)
+
+
+def adaptive_avg_pool(x: jax.Array, output_size: int | Sequence[int]) -> jax.Array:
+    """Averages a map of any size into a grid of fixed size.
+
+    Cell i of an axis of N pixels covers ``floor(i N / out)`` up to ``ceil((i + 1) N / out)``, PyTorch's rule:
+    neighbouring cells overlap where N is no multiple of ``out``, and repeat pixels where N is smaller.
+
+    Args:
+        x: array (N, H, W, C).
+        output_size: cells, one number or (height, width).
+
+    Returns:
+        Array (N, height, width, C) of the input's dtype; means are taken in float32 or wider.
+    """
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    y = x
+    for axis, cells in zip((1, 2), _pair(output_size), strict=True):
+        size = y.shape[axis]
+        if size == cells:
+            continue
+        means = [
+            lax.slice_in_dim(y, i * size // cells, -(-(i + 1) * size // cells), axis=axis).mean(axis, dtype)
+            for i in range(cells)
+        ]
+        y = jnp.stack(means, axis)
+    return y.astype(x.dtype)
+
+
+def global_avg_pool(x: jax.Array) -> jax.Array:
+    """The mean over all pixels, (N, H, W, C) to (N, C), taken in float32 or wider, in the input's dtype."""
+    return x.mean((1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32)).astype(x.dtype)

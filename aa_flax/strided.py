@@ -1,0 +1,174 @@
+"""What a strided operation becomes: the dense operation, then a blur that subsamples.
+
+Zhang 2019 (arXiv 1904.11486), section 3.2. The dense operation is placed so that the samples a stride would have
+kept are still among its own: with a single tap the result is the strided operation's, number for number.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from aa_flax import blurpool, pooling
+
+Padding = str | Sequence[tuple[int, int]]
+
+
+def split_stride(stride: int) -> tuple[int, int]:
+    """How a convolution's stride is shared out: what the convolution keeps, and what the blur takes over.
+
+    The blur takes the smallest prime factor: 2 becomes (1, 2) and AlexNet's 4 becomes (2, 2), as in the paper's
+    networks. A dense convolution in place of one with stride 4 would cost sixteen times as much.
+    """
+    factor = next((p for p in range(2, stride + 1) if stride % p == 0), 1)
+    return stride // factor, factor
+
+
+def explicit_padding(
+    padding: Padding, sizes: Sequence[int], window: Sequence[int], strides: Sequence[int]
+) -> list[tuple[int, int]]:
+    """Padding in samples, (before, after) for each spatial axis.
+
+    ``"SAME"`` depends on the stride: the dense layer has to pad as the strided one did, or else its samples lie
+    between those that the weights were trained on.
+    """
+    if isinstance(padding, str):
+        return [(int(lo), int(hi)) for lo, hi in lax.padtype_to_pads(sizes, window, strides, padding)]
+    return [(lo, hi) for lo, hi in padding]
+
+
+def blur_factors(
+    x: jax.Array, axes: Sequence[int], factors: Sequence[int], filter_size: int | Sequence[int], pad_type: str
+) -> jax.Array:
+    """Blurs and subsamples the axes whose factor is above 1 and leaves the others alone."""
+    sizes = [filter_size] * len(factors) if isinstance(filter_size, int) else filter_size
+    taps = [k if factor > 1 else 1 for k, factor in zip(sizes, factors, strict=True)]
+    return blurpool.blur_axes(x, axes, taps, tuple(factors), pad_type, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class BlurredConvolution:
+    """The convolution function of an anti-aliased ``nnx.Conv``, in place of ``jax.lax.conv_general_dilated``.
+
+    A convolution layer calls it with its own strides and padding; the layer's parameters stay as they are. The blur
+    runs before the bias is added, which changes nothing: a blur keeps constants (at the border only where the
+    padding does, so not with ``pad_type="zero"``).
+
+    Attributes:
+        filter_size: taps of the blur; None for no blur at all, where another layer has taken the stride over.
+        pad_type: padding of the blur.
+        strides: the strides of the layer before surgery, which decide its ``"SAME"`` padding; None where the layer
+            still has them.
+        function: the convolution function to call.
+    """
+
+    filter_size: int | None
+    pad_type: str = "reflect"
+    strides: tuple[int, ...] | None = None
+    function: Callable[..., jax.Array] = lax.conv_general_dilated
+
+    def __call__(
+        self,
+        lhs: jax.Array,
+        rhs: jax.Array,
+        window_strides: Sequence[int],
+        padding: Padding,
+        lhs_dilation: Sequence[int] | None = None,
+        rhs_dilation: Sequence[int] | None = None,
+        **options: Any,
+    ) -> jax.Array:
+        axes = range(1, lhs.ndim - 1)
+        if lhs_dilation is not None and any(d > 1 for d in lhs_dilation):
+            raise ValueError(
+                f"a convolution with input_dilation={tuple(lhs_dilation)} enlarges its input, there is nothing to "
+                "blur before: see aa_flax.BlurUpsample"
+            )
+        window = [
+            (size - 1) * dilation + 1
+            for size, dilation in zip(rhs.shape, rhs_dilation or [1] * len(axes), strict=False)
+        ]
+        pads = explicit_padding(padding, lhs.shape[1:-1], window, self.strides or window_strides)
+        convolve = functools.partial(
+            self.function, padding=pads, lhs_dilation=lhs_dilation, rhs_dilation=rhs_dilation, **options
+        )
+        if self.filter_size is None:
+            return convolve(lhs, rhs, window_strides=window_strides)
+        kept, factors = zip(*(split_stride(s) for s in window_strides), strict=True)
+        if all(size == 1 for size in window) and not any(lo or hi for lo, hi in pads):
+            # A 1x1 convolution commutes with the blur and has a quarter of the work behind it.
+            lhs = blur_factors(lhs, axes, factors, self.filter_size, self.pad_type)
+            return convolve(lhs, rhs, window_strides=kept)
+        y = convolve(lhs, rhs, window_strides=kept)
+        return blur_factors(y, axes, factors, self.filter_size, self.pad_type)
+
+
+def dense_max(x: jax.Array, axes: Sequence[int], window: Sequence[int], pads: Sequence[tuple[int, int]]) -> jax.Array:
+    """The maximum over windows one sample apart, along any axes."""
+    lowest = -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
+    margins = [(0, 0, 0)] * x.ndim
+    for axis, (lo, hi) in zip(axes, pads, strict=True):
+        margins[axis] = (lo, hi, 0)
+    x = lax.pad(x, jnp.asarray(lowest, x.dtype), margins)
+    for axis, size in zip(reversed(axes), reversed(window), strict=True):
+        flat = x.reshape(math.prod(x.shape[:axis]), x.shape[axis], math.prod(x.shape[axis + 1 :]), 1)
+        y = pooling.max_pool(flat, (size, 1), 1)
+        x = y.reshape(*x.shape[:axis], y.shape[1], *x.shape[axis + 1 :])
+    return x
+
+
+def dense_mean(
+    x: jax.Array, window: Sequence[int], pads: Sequence[tuple[int, int]], count_include_pad: bool = True
+) -> jax.Array:
+    """The mean over windows one sample apart, along the last axes before the channels, in float32 or wider."""
+    spatial = x.shape[-1 - len(window) :]
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32)).reshape(-1, *spatial)
+    padding: Any = pads  # NNX takes pairs, its annotation knows names only
+    y = nnx.avg_pool(wide, tuple(window), None, padding, count_include_pad).astype(x.dtype)
+    return y.reshape(*x.shape[: -1 - len(window)], *y.shape[1:])
+
+
+@dataclasses.dataclass(frozen=True)
+class BlurAfter:
+    """A function followed by a blur that subsamples, such as an activation that took a convolution's stride over.
+
+    Attributes:
+        function: maps an array (..., spatial..., C) to one.
+        factors: subsampling for each spatial axis.
+        filter_size: taps of the blur on axes whose factor is above 1.
+        pad_type: padding of the blur.
+    """
+
+    function: Callable[..., jax.Array]
+    factors: tuple[int, ...]
+    filter_size: int = 4
+    pad_type: str = "reflect"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> jax.Array:
+        y = self.function(*args, **kwargs)
+        axes = range(y.ndim - 1 - len(self.factors), y.ndim - 1)
+        return blur_factors(y, axes, self.factors, self.filter_size, self.pad_type)
+
+
+class BlurredPReLU(nnx.PReLU):
+    """An ``nnx.PReLU`` followed by a blur that subsamples; its parameter keeps its name.
+
+    Args:
+        layer: the activation to take over, parameter included.
+        factors: subsampling for each spatial axis.
+        filter_size: taps of the blur on axes whose factor is above 1.
+        pad_type: padding of the blur.
+    """
+
+    def __init__(self, layer: nnx.PReLU, factors: tuple[int, ...], filter_size: int, pad_type: str):
+        super().__init__(dtype=layer.dtype, param_dtype=layer.param_dtype, promote_dtype=layer.promote_dtype)
+        self.negative_slope = layer.negative_slope
+        self.factors, self.filter_size, self.pad_type = factors, filter_size, pad_type
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        return BlurAfter(super().__call__, self.factors, self.filter_size, self.pad_type)(inputs)

@@ -1,0 +1,162 @@
+"""Finding the strides that a network still has, wherever in its code they are."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import flax
+import jax
+from flax import nnx
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+
+from aa_flax import blurpool, downsample, upsample
+
+_OWN = (
+    blurpool.BlurPool1D,
+    blurpool.BlurPool2D,
+    blurpool.BlurPool3D,
+    downsample.AdaptivePolyphase,
+    downsample.ContentAdaptiveBlur,
+    downsample.IdealLowPass,
+    upsample.BlurUpsample,
+)
+_SCOPE, _ANTIALIASED = "module=", "antialiased="
+_PACKAGE = Path(__file__).parents[1]
+_LIBRARIES = tuple(str(Path(str(library.__file__)).parent) for library in (jax, flax))
+
+
+@dataclasses.dataclass(frozen=True)
+class StridedOperation:
+    """An operation that drops samples without a low-pass filter before it.
+
+    Attributes:
+        module: dotted path of the module whose ``__call__`` runs it; empty for the model itself.
+        kind: ``convolution``, ``pool`` or ``slice``.
+        stride: step along each axis of its input, channels and batch included.
+        shape: shape of its input.
+        source: file, line and function that run it, outside of JAX, Flax and this package's layers.
+    """
+
+    module: str
+    kind: str
+    stride: tuple[int, ...]
+    shape: tuple[int, ...]
+    source: str
+
+    def __str__(self) -> str:
+        step = "x".join(map(str, self.stride))
+        return f"{self.module or '(model)'}: {self.kind} of stride {step} on {self.shape}, {self.source}"
+
+
+def find_strided(model: nnx.Module, *args: Any, **kwargs: Any) -> tuple[StridedOperation, ...]:
+    """Traces a network and names every strided operation that is left in it, and the module that runs it.
+
+    Unlike :func:`aa_flax.antialias` this looks at what runs, not at what the object graph holds, so that it finds
+    pools and slices written inside ``__call__``. It finds convolutions, pools (``reduce_window``) and slices such as
+    ``x[:, ::2]``; it does not see subsampling by index arrays, by reshaping into patches, or by ``jax.image.resize``.
+
+    Args:
+        model: any NNX module; it is traced in evaluation mode and not changed.
+        *args: its inputs, arrays or ``jax.ShapeDtypeStruct``: only shapes and dtypes matter.
+        **kwargs: keyword arguments of the call, passed on as they are.
+
+    Returns:
+        One entry for each place in the code, in the order of execution; the layers of this package are not listed.
+    """
+    if not isinstance(model, nnx.Module):
+        raise TypeError(f"find_strided takes a flax.nnx.Module, got {type(model).__name__}")
+    graphdef, state = nnx.split(model, graph=True)
+
+    def run(state: Any, *args: Any) -> Any:
+        traced = nnx.merge(graphdef, state)
+        traced.eval()
+        for path, module in list(nnx.iter_modules(traced, graph=True)):
+            _give_scope(module, ".".join(map(str, path)))
+        # Only what it computes matters, and outputs may be of any type.
+        outputs = jax.tree.leaves(traced(*args, **kwargs))
+        return [leaf for leaf in outputs if isinstance(leaf, jax.Array)]
+
+    jaxpr = jax.make_jaxpr(run)(state, *args)
+    found: dict[tuple[str, str, str], StridedOperation] = {}
+    for operation in _operations(jaxpr.jaxpr, ""):
+        key = operation.module, operation.kind, operation.source
+        if key in found:
+            stride = tuple(map(max, found[key].stride, operation.stride))
+            operation = dataclasses.replace(found[key], stride=stride)
+        found[key] = operation
+    return tuple(found.values())
+
+
+@functools.cache
+def _scoped(kind: type) -> type:
+    """A subclass whose calls run in a scope that names the instance."""
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with jax.named_scope(self._strided_scope):
+            return kind.__call__(self, *args, **kwargs)
+
+    return type(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__})
+
+
+def _give_scope(module: nnx.Module, path: str) -> None:
+    scope = f"{_ANTIALIASED if isinstance(module, _OWN) else _SCOPE}{path}"
+    # Past the class's own __setattr__: a frozen dataclass can be traced, too.
+    object.__setattr__(module, "_pytree__nodes", module._pytree__nodes.update({"_strided_scope": False}))
+    object.__setattr__(module, "_strided_scope", scope)
+    if callable(module):
+        object.__setattr__(module, "__class__", _scoped(type(module)))
+
+
+def _operations(jaxpr: Jaxpr, outer: str) -> Iterator[StridedOperation]:
+    for equation in jaxpr.eqns:
+        # Equations inside a jitted function only know the scopes inside it.
+        scopes = f"{outer}/{equation.source_info.name_stack}"
+        if _ANTIALIASED in scopes:
+            continue
+        for inner in _inner(equation):
+            yield from _operations(inner, scopes)
+        kind, stride = _stride(equation)
+        if max(stride, default=1) > 1:
+            module = next((s[len(_SCOPE) :] for s in reversed(scopes.split("/")) if s.startswith(_SCOPE)), "")
+            yield StridedOperation(module, kind, stride, _shape(equation), _source(equation))
+
+
+def _inner(equation: JaxprEqn) -> Iterator[Jaxpr]:
+    for value in equation.params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(item, ClosedJaxpr):
+                yield item.jaxpr
+            elif isinstance(item, Jaxpr):
+                yield item
+
+
+def _shape(equation: JaxprEqn) -> tuple[int, ...]:
+    aval: Any = equation.invars[0].aval
+    return aval.shape
+
+
+def _stride(equation: JaxprEqn) -> tuple[str, tuple[int, ...]]:
+    name, params = equation.primitive.name, equation.params
+    if name == "conv_general_dilated":
+        spatial = params["dimension_numbers"].lhs_spec[2:]
+        stride = [1] * len(_shape(equation))
+        for axis, step in zip(spatial, params["window_strides"], strict=True):
+            stride[axis] = step
+        return "convolution", tuple(stride)
+    if name.startswith("reduce_window"):
+        return "pool", tuple(params["window_strides"])
+    if name == "slice":
+        return "slice", tuple(params["strides"] or ())
+    return "", ()
+
+
+def _source(equation: JaxprEqn) -> str:
+    traceback = equation.source_info.traceback
+    for frame in traceback.frames if traceback else ():
+        # The networks' own code counts as a place, the layers they are made of do not.
+        own = Path(frame.file_name).parent in (_PACKAGE, _PACKAGE / "surgery")
+        if not own and not frame.file_name.startswith(_LIBRARIES):
+            return f"{Path(frame.file_name).name}:{frame.line_num} ({frame.function_name})"
+    return "source unknown"

@@ -1,0 +1,126 @@
+"""Blur upsampling: the way back up from an anti-aliased subsampling, for decoders and generators."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from aa_flax import blurpool
+from aa_flax.blurpool import Band, blur_band
+from aa_flax.downsample import matrix_along, strides_per_axis
+
+
+class _UpAxis(NamedTuple):
+    """What upsampling one axis depends on, hashable; read by the operator of :mod:`aa_flax.blurpool`."""
+
+    axis: int
+    size: int
+    out: int
+    filter_size: int
+    stride: int
+    pad_type: str
+
+    @property
+    def bands(self) -> tuple[Band, Band]:
+        return _upsampling_bands(*self[1:])
+
+
+@functools.lru_cache(maxsize=256)
+def _upsampling_bands(size: int, out: int, filter_size: int, stride: int, pad_type: str) -> tuple[Band, Band]:
+    """The (out, size) matrix of blur upsampling, whose rows sum to one, and its transpose."""
+    down, up = blur_band(out, filter_size, stride, pad_type, 0)
+    gain = up.weights.sum(1)
+    if not (gain > 0).all():
+        raise ValueError(
+            f"filter_size={filter_size} leaves gaps at stride {stride}: every sample is reached from "
+            f"{2 * stride - 2} taps on"
+        )
+    return Band(up.indices, up.weights / gain[:, None]), Band(down.indices, down.weights / gain[down.indices])
+
+
+def blur_upsample(
+    x: jax.Array,
+    filter_size: int = 4,
+    stride: int | Sequence[int] = 2,
+    pad_type: str = "reflect",
+    size: Sequence[int] | None = None,
+) -> jax.Array:
+    """Enlarges every spatial axis: zeros between the samples, then a blur, scaled so that constants stay constant.
+
+    It is the transpose of :func:`aa_flax.blur_pool` with each output divided by the weight that it received, so that
+    a decoder puts every sample back where the encoder took it from. The usual place is a U-Net's decoder or a
+    generator, instead of a transposed convolution.
+
+    Args:
+        x: floating point array (N, spatial..., C).
+        filter_size: taps of the blur; 4 at stride 2 is close to linear interpolation, 2 repeats the nearest sample.
+        stride: enlargement, one number or one for each spatial axis.
+        pad_type: padding of the blur on the large grid, see :func:`aa_flax.blur_pool`.
+        size: spatial size of the output, any that ``blur_pool`` would bring to that of ``x``; by default ``stride``
+            times as large.
+
+    Returns:
+        Array of the input's dtype; sums run in float32 or wider.
+
+    Raises:
+        TypeError: if ``x`` is not floating point.
+        ValueError: if the filter leaves gaps between the samples, or ``size`` does not fit.
+
+    Source: Zhang 2019, section 3.2, transposed; the reference package's ``BlurPool`` has no counterpart.
+    """
+    if x.ndim < 3:
+        raise ValueError(f"blur_upsample takes (N, spatial..., C), got shape {x.shape}")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"blur_upsample takes floating point arrays, got {x.dtype}: convert the input first")
+    pad_type = blurpool.canonical_pad_type(pad_type)
+    blurpool.binomial_filter(filter_size)
+    small = x.shape[1:-1]
+    strides = strides_per_axis(stride, len(small))
+    large = tuple(n * s for n, s in zip(small, strides, strict=True)) if size is None else tuple(size)
+    if len(large) != len(small) or any(-(-m // s) != n for m, n, s in zip(large, small, strides, strict=True)):
+        raise ValueError(f"size={large} is no size that stride {strides} brings to {small}")
+    specs = []
+    for axis, (n, m, s) in enumerate(zip(small, large, strides, strict=True), 1):
+        if s > 1:
+            spec = _UpAxis(axis, n, m, filter_size, s, pad_type)
+            spec.bands  # noqa: B018  a filter with gaps raises here, before anything is traced
+            specs.append(spec)
+    return lax.platform_dependent(
+        x,
+        tpu=functools.partial(_apply, specs=tuple(specs), along=_dense_axis),
+        # The operator of blur_pool: gathers both ways, by its own differentiation rule.
+        default=functools.partial(_apply, specs=tuple(specs), along=blurpool.gather_along),
+    )
+
+
+def _apply(x: jax.Array, specs: tuple[_UpAxis, ...], along: Callable[..., jax.Array]) -> jax.Array:
+    return functools.reduce(along, specs, x).astype(x.dtype)
+
+
+def _dense_axis(x: jax.Array, spec: _UpAxis) -> jax.Array:
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return matrix_along(wide, spec.bands[0].dense(spec.size), spec.axis)
+
+
+class BlurUpsample(nnx.Module):
+    """:func:`blur_upsample` as a layer, for sequences, images and volumes alike. It holds no variables.
+
+    Args:
+        filter_size: taps of the blur.
+        stride: enlargement, one number or one for each spatial axis.
+        pad_type: padding of the blur, see :func:`aa_flax.blur_pool`.
+    """
+
+    def __init__(self, filter_size: int = 4, stride: int | Sequence[int] = 2, pad_type: str = "reflect"):
+        blurpool.binomial_filter(filter_size)
+        self.filter_size = filter_size
+        self.stride = stride if isinstance(stride, int) else tuple(stride)
+        self.pad_type = blurpool.canonical_pad_type(pad_type)
+
+    def __call__(self, x: jax.Array, size: Sequence[int] | None = None) -> jax.Array:
+        """Enlarges ``x`` (N, spatial..., C), to ``size`` if given."""
+        return blur_upsample(x, self.filter_size, self.stride, self.pad_type, size)

@@ -1,0 +1,232 @@
+"""The published checkpoints and figures, as data, and how to get a checkpoint."""
+
+import csv
+import dataclasses
+import fnmatch
+import functools
+import hashlib
+import http.client
+import os
+import secrets
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+
+from aa_flax.models.registry import parse_spec
+
+Progress = Callable[[int, int | None], None]
+
+LICENSE = "CC BY-NC-SA 4.0"
+_TIMEOUT_SECONDS = 30
+_CHUNK_BYTES = 1 << 18
+# The largest published file, VGG-19, has 575 MB.
+_MAX_BYTES = 2 << 30
+
+
+class DownloadError(OSError):
+    """A checkpoint could not be fetched; the message says how to use a file got in another way."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Published:
+    """A network whose figures have been published, with its checkpoint where there is one.
+
+    Attributes:
+        model: one of `list_models`.
+        filter_size: taps of the blurs; None for the plain network.
+        training: `scratch`, `finetuned` from torchvision's weights, or `torchvision` itself (the baseline).
+        top1: accuracy on ImageNet's validation images, in percent.
+        consistency: how often two crops of one image get one answer, in percent (Zhang 2019, section 4.1).
+        sha256_prefix: first digits of the checkpoint's SHA-256; None where only figures are published.
+        url: where the checkpoint is.
+    """
+
+    model: str
+    filter_size: int | None
+    training: str
+    top1: float
+    consistency: float
+    sha256_prefix: str | None = None
+    url: str | None = None
+
+    @property
+    def spec(self) -> str:
+        """The network as `create_model` takes it."""
+        return f"{self.model}_plain" if self.filter_size is None else f"{self.model}_lpf{self.filter_size}"
+
+    @property
+    def license(self) -> str | None:
+        """The checkpoint's licence."""
+        return LICENSE if self.url else None
+
+    @property
+    def file_name(self) -> str | None:
+        """The checkpoint's name."""
+        return Path(urllib.parse.urlsplit(self.url).path).name if self.url else None
+
+
+@functools.cache
+def published() -> tuple[Published, ...]:
+    """Everything published, by network, filter size and training.
+
+    Source: the tables of github.com/adobe/antialiased-cnns, whose checkpoints are under CC BY-NC-SA 4.0.
+    """
+    text = resources.files("aa_flax.weights").joinpath("published.csv").read_text("utf-8")
+    return tuple(
+        Published(
+            model=row["model"],
+            filter_size=int(row["filter_size"]) or None,
+            training=row["training"],
+            top1=float(row["top1"]),
+            consistency=float(row["consistency"]),
+            sha256_prefix=row["sha256_prefix"] or None,
+            url=row["url"] or None,
+        )
+        for row in csv.DictReader(text.splitlines())
+    )
+
+
+def list_published(pattern: str = "*") -> list[Published]:
+    """The entries whose network's name or spec matches a shell pattern, such as `resnet*` or `*_lpf4`."""
+    return [e for e in published() if fnmatch.fnmatch(e.model, pattern) or fnmatch.fnmatch(e.spec, pattern)]
+
+
+def find(spec: str, training: str | None = None) -> Published:
+    """The entry of a network.
+
+    Args:
+        spec: `<name>[_lpf<k>|_plain]`.
+        training: `scratch`, `finetuned` or `torchvision`; None means the fine-tuned one where there are two, as in the
+            reference.
+
+    Raises:
+        ValueError: unknown spec, or nothing published for it; the message lists what is.
+    """
+    name, filter_size = parse_spec(spec)
+    entries = [e for e in published() if e.model == name]
+    found = [e for e in entries if e.filter_size == filter_size and training in (None, e.training)]
+    if not found:
+        wanted = f"{spec} ({training})" if training else spec
+        listed = ", ".join(f"{e.spec} ({e.training})" for e in entries)
+        raise ValueError(f"nothing is published for {wanted}; there is {listed}")
+    return min(found, key=lambda entry: entry.training)  # "finetuned" comes before "scratch"
+
+
+def identify(sha256: str) -> Published | None:
+    """The entry whose checkpoint has this SHA-256, if it is a published one."""
+    matches = (e for e in published() if e.sha256_prefix and sha256.startswith(e.sha256_prefix))
+    return next(matches, None)
+
+
+def cache_directory() -> Path:
+    """Where downloads are kept: `$AA_FLAX_CACHE`, else `aa_flax` in `$XDG_CACHE_HOME` or `~/.cache`."""
+    if chosen := os.environ.get("AA_FLAX_CACHE"):
+        return Path(chosen).expanduser()
+    # The standard wants relative paths in it to be ignored.
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".cache") / "aa_flax"
+
+
+def sha256_of(path: Path, progress: Progress | None = None) -> str:
+    """The SHA-256 of a file in hexadecimal digits; `progress` gets bytes read and bytes in all."""
+    digest, done, size = hashlib.sha256(), 0, path.stat().st_size
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            done += len(chunk)
+            if progress:
+                progress(done, size)
+    return digest.hexdigest()
+
+
+def fetch(
+    spec: str,
+    *,
+    training: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """The published checkpoint of a network as a local file, downloaded at first use.
+
+    Args:
+        spec: `<name>[_lpf<k>]`.
+        training: `scratch` or `finetuned`; None means the fine-tuned one where there are two.
+        cache_dir: where to keep the file; None means `cache_directory()`.
+        progress: called with the bytes got so far and in all (None if the server does not say).
+
+    Returns:
+        The file, whose SHA-256 begins as published: it is checked at every call.
+
+    Raises:
+        ValueError: unknown spec, or no checkpoint is published for it.
+        DownloadError: (an OSError) the file could not be had whole; nothing is left of it.
+    """
+    entry = find(spec, training)
+    if entry.url is None:
+        raise ValueError(
+            f"{entry.spec} has no published checkpoint here, as it is torchvision's: "
+            "save torchvision's weights to a file and convert that"
+        )
+    return download(entry, Path(cache_dir) if cache_dir else cache_directory(), progress)
+
+
+def download(entry: Published, directory: Path, progress: Progress | None = None) -> Path:
+    """Gets an entry's checkpoint into a directory, unless it is there already; see `fetch`."""
+    if not (entry.url and entry.sha256_prefix and entry.file_name):
+        raise ValueError(f"{entry.spec} ({entry.training}) has no checkpoint")
+    path = directory / entry.file_name
+    try:
+        if path.is_file() and sha256_of(path).startswith(entry.sha256_prefix):
+            return path
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DownloadError(f"cannot keep downloads in {directory}: {error}; set AA_FLAX_CACHE") from error
+    partial = directory / f".{entry.file_name}.{secrets.token_hex(4)}.part"
+    try:
+        digest = _stream(entry.url, partial, progress)
+        if not digest.startswith(entry.sha256_prefix):
+            raise DownloadError(
+                f"its SHA-256 begins with {digest[:8]} instead of {entry.sha256_prefix}: it was altered"
+            )
+        os.replace(partial, path)
+    except (OSError, http.client.HTTPException) as error:
+        raise DownloadError(
+            f"cannot download {entry.url}: {_reason(error)}. If you have the file, convert it: "
+            f"python convert_weights.py FILE --model {entry.spec} --output DIRECTORY"
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def _stream(url: str, partial: Path, progress: Progress | None) -> str:
+    """Writes what a server sends to a file, to the last byte or not at all; its SHA-256."""
+    request = urllib.request.Request(url, headers={"User-Agent": "aa_flax"})
+    with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response, partial.open("xb") as file:
+        announced = response.headers.get("Content-Length", "")
+        total = int(announced) if announced.isdigit() else None
+        digest, done = hashlib.sha256(), 0
+        while chunk := response.read(_CHUNK_BYTES):
+            file.write(chunk)
+            digest.update(chunk)
+            done += len(chunk)
+            if done > _MAX_BYTES:
+                raise DownloadError("the server sends more than any checkpoint has")
+            if progress:
+                progress(done, total)
+        if total is not None and done != total:
+            raise DownloadError(f"the connection broke off after {done} of {total} bytes")
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, urllib.error.HTTPError):
+        return f"the server answers {error.code} {error.reason}"
+    if isinstance(error, urllib.error.URLError):
+        return f"no connection ({error.reason})"
+    return str(error) or type(error).__name__

@@ -1,0 +1,212 @@
+"""`config.json` of a pretrained directory: what the network is, how its images are prepared, where it comes from."""
+
+import dataclasses
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from aa_flax.models.base import ModelSpec
+from aa_flax.models.registry import default_options, resolve_spec
+from aa_flax.weights.errors import CheckpointError
+
+CONFIG_NAME = "config.json"
+FORMAT_VERSION = 1
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+_MAX_CONFIG_BYTES = 16 * 2**20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How an image becomes what the network expects; the defaults are ImageNet's standard.
+
+    Attributes:
+        resize: length of the image's shorter side after resizing, in pixels.
+        crop: side of the centre crop, in pixels, at most `resize`.
+        interpolation: `nearest`, `bilinear`, `bicubic` or `lanczos`.
+        mean: subtracted from each channel, whose values reach from 0 to 1.
+        std: each channel is divided by it afterwards.
+
+    Raises:
+        ValueError: a value has another type or lies outside its range.
+    """
+
+    resize: int = 256
+    crop: int = 224
+    interpolation: str = "bilinear"
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self):
+        _require(_is_size(self.resize), "preprocessing.resize", "a whole number of pixels >= 1", self.resize)
+        _require(_is_size(self.crop), "preprocessing.crop", "a whole number of pixels >= 1", self.crop)
+        _require(self.crop <= self.resize, "preprocessing.crop", f"at most resize ({self.resize})", self.crop)
+        choices = "one of " + ", ".join(INTERPOLATIONS)
+        _require(self.interpolation in INTERPOLATIONS, "preprocessing.interpolation", choices, self.interpolation)
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            numbers = isinstance(values, tuple) and bool(values) and all(map(_is_number, values))
+            _require(numbers, f"preprocessing.{name}", "one finite number a channel", values)
+        _require(min(self.std) > 0, "preprocessing.std", "above 0 everywhere", self.std)
+        _require(len(self.std) == len(self.mean), "preprocessing.std", "as long as preprocessing.mean", self.std)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainedConfig:
+    """Everything about pretrained weights but the weights: the content of `config.json`.
+
+    Attributes:
+        model: the network, such as `resnet50_lpf4`.
+        num_classes: logits.
+        in_channels: channels of the image.
+        pad_type: padding of every blur.
+        options: the family's options that differ from the default.
+        preprocessing: how images are prepared.
+        class_names: one for each logit, or None where they are not known.
+        source: where the weights come from, e.g. `file`, `url`, `sha256`.
+        license: of the weights, or None where it is not known.
+        metrics: published or measured figures by name.
+
+    Raises:
+        ValueError, TypeError: a field has another type or value than it may have, or the network does not exist.
+    """
+
+    model: str
+    num_classes: int = 1000
+    in_channels: int = 3
+    pad_type: str = "reflect"
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    preprocessing: Preprocessing = dataclasses.field(default_factory=Preprocessing)
+    class_names: tuple[str, ...] | None = None
+    source: dict[str, Any] = dataclasses.field(default_factory=dict)
+    license: str | None = None
+    metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        _require(isinstance(self.model, str), "model", "a network's name", self.model)
+        _require(isinstance(self.pad_type, str), "pad_type", "a name", self.pad_type)
+        for name in ("options", "source", "metrics"):
+            value = getattr(self, name)
+            named = isinstance(value, dict) and all(isinstance(key, str) for key in value)
+            _require(named, name, "a dictionary with texts as keys", value)
+        _require(isinstance(self.preprocessing, Preprocessing), "preprocessing", "a Preprocessing", self.preprocessing)
+        _require(self.license is None or isinstance(self.license, str), "license", "a text or null", self.license)
+        self.spec()
+        if self.class_names is not None:
+            texts = isinstance(self.class_names, tuple) and all(isinstance(name, str) for name in self.class_names)
+            _require(texts, "class_names", "a list of texts or null", self.class_names)
+            count = len(self.class_names)
+            _require(count == self.num_classes, "class_names", f"{self.num_classes} names (num_classes)", count)
+
+    def spec(self) -> ModelSpec:
+        """The network that the configuration describes."""
+        resolved = resolve_spec(
+            self.model,
+            num_classes=self.num_classes,
+            in_channels=self.in_channels,
+            pad_type=self.pad_type,
+            **self.options,
+        )
+        defaults = default_options(resolved.name)
+        for name, value in self.options.items():
+            default = defaults[name]
+            _require(_is_like(value, default), f"options.{name}", f"of the kind of {default!r}", value)
+        return resolved
+
+
+def dump_config(config: PretrainedConfig) -> str:
+    """The text of `config.json`.
+
+    Raises:
+        ValueError: `options`, `source` or `metrics` hold what JSON cannot.
+    """
+    content = {"format_version": FORMAT_VERSION, **dataclasses.asdict(config)}
+    try:
+        return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"options, source and metrics may only hold what JSON can: {error}") from error
+
+
+def read_config(directory: str | os.PathLike[str]) -> PretrainedConfig:
+    """The configuration in a directory that `save_pretrained` or `convert_weights.py` has written.
+
+    Args:
+        directory: the folder with `config.json`. Fields that the file leaves out have their defaults.
+
+    Raises:
+        FileNotFoundError: there is no `config.json`.
+        CheckpointError: (a ValueError) it is no such configuration; the message names the field.
+    """
+    path = Path(directory) / CONFIG_NAME
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: not found; give a directory that aa_flax.save_pretrained or convert_weights.py has written"
+        )
+    if path.stat().st_size > _MAX_CONFIG_BYTES:
+        raise CheckpointError(f"{path}: larger than {_MAX_CONFIG_BYTES:,} bytes: not a configuration of this library")
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not valid JSON: {error}") from error
+    try:
+        return _from_json(content)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def _from_json(content: Any) -> PretrainedConfig:
+    _require(isinstance(content, dict), "the file", "a JSON object", content)
+    version = content.get("format_version")
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise ValueError(
+            f"format_version is {version!r}, and this version of aa_flax reads {FORMAT_VERSION}: "
+            "update aa_flax, or write the directory again with save_pretrained"
+        )
+    fields = {key: value for key, value in content.items() if key != "format_version"}
+    _check_names(fields, PretrainedConfig, "")
+    _require("model" in fields, "model", "given", None)
+    if "preprocessing" in fields:
+        given = fields["preprocessing"]
+        _require(isinstance(given, dict), "preprocessing", "a JSON object", given)
+        _check_names(given, Preprocessing, "preprocessing.")
+        fields["preprocessing"] = Preprocessing(**{key: _tuples(value) for key, value in given.items()})
+    for name in ("class_names", "options"):
+        if name in fields:
+            fields[name] = _tuples(fields[name])
+    return PretrainedConfig(**fields)
+
+
+def _check_names(fields: dict[str, Any], kind: type, prefix: str) -> None:
+    known = [field.name for field in dataclasses.fields(kind)]
+    unknown = [key for key in fields if key not in known]
+    if unknown:
+        raise ValueError(f"unknown field {prefix}{unknown[0][:60]}; known are {', '.join(known)}")
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has lists where the configuration has tuples."""
+    if isinstance(value, list):
+        return tuple(_tuples(item) for item in value)
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return value
+
+
+def _require(condition: bool, name: str, expected: str, value: Any) -> None:
+    if not condition:
+        shown = repr(value)
+        raise ValueError(f"{name} must be {expected}, got {shown if len(shown) <= 80 else shown[:77] + '...'}")
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value >= 1
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    if isinstance(default, tuple):
+        return isinstance(value, tuple | list) and len(value) == len(default) and all(map(_is_like, value, default))
+    return type(value) is type(default) or (type(default) is float and type(value) is int)

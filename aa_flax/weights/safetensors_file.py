@@ -1,0 +1,74 @@
+"""safetensors files as views of the memory-mapped file, validated by the safetensors library."""
+
+import json
+import os
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+
+from aa_flax.weights.errors import CheckpointError
+
+_MAX_HEADER_BYTES = 100_000_000
+
+_DTYPES = {
+    "F16": np.dtype("<f2"),
+    "F32": np.dtype("<f4"),
+    "F64": np.dtype("<f8"),
+    "BF16": np.dtype(jnp.bfloat16),
+    "I8": np.dtype("i1"),
+    "I16": np.dtype("<i2"),
+    "I32": np.dtype("<i4"),
+    "I64": np.dtype("<i8"),
+    "U8": np.dtype("u1"),
+    "U16": np.dtype("<u2"),
+    "U32": np.dtype("<u4"),
+    "U64": np.dtype("<u8"),
+    "BOOL": np.dtype("?"),
+}
+
+
+def begins_safetensors(head: bytes) -> bool:
+    """Whether a file that begins with these bytes (nine at least) is meant to be safetensors."""
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _MAX_HEADER_BYTES
+
+
+def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Read-only views of the memory-mapped file by name (nothing is copied; bfloat16 as `ml_dtypes.bfloat16`), and
+        the file's own metadata, empty where it has none.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: the file is no valid safetensors file, or holds a type that NumPy lacks. It does not name
+            the file when `read_torch_checkpoint` calls, which does so itself.
+    """
+    path = Path(path)
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size < 9:
+            raise CheckpointError("it is too short for a safetensors file: download or copy it again")
+        try:
+            with safetensors.safe_open(path, framework="np") as validated:
+                metadata = validated.metadata() or {}
+        except safetensors.SafetensorError as error:
+            raise CheckpointError(
+                f"it is a damaged or truncated safetensors file ({error}): download or copy it again"
+            ) from error
+        data = mmap(file.fileno(), 0, access=ACCESS_READ)
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    header.pop("__metadata__", None)
+    arrays = {}
+    for key, entry in header.items():
+        if entry["dtype"] not in _DTYPES:
+            raise CheckpointError(f"its tensor {key[:60]!r} has the type {entry['dtype']}, which is not supported")
+        begin = start + entry["data_offsets"][0]
+        arrays[key] = np.ndarray(entry["shape"], _DTYPES[entry["dtype"]], buffer=data, offset=begin)
+    return arrays, metadata

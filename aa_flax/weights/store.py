@@ -1,0 +1,242 @@
+"""Pretrained directories in Hugging Face's shape: `config.json` and `model.safetensors`."""
+
+import contextlib
+import dataclasses
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors.numpy import save_file
+
+from aa_flax.models.base import ModelSpec, Network
+from aa_flax.models.registry import parse_spec
+from aa_flax.weights.abstract import abstract_model
+from aa_flax.weights.config import CONFIG_NAME, Preprocessing, PretrainedConfig, dump_config, read_config
+from aa_flax.weights.errors import CheckpointError
+from aa_flax.weights.safetensors_file import read_safetensors
+from aa_flax.weights.variables import fill, listing, variables
+
+__all__ = [
+    "CheckpointError",
+    "Preprocessing",
+    "PretrainedConfig",
+    "fill",
+    "load_pretrained",
+    "read_config",
+    "save_pretrained",
+    "variables",
+]
+
+WEIGHTS_NAME = "model.safetensors"
+
+
+def save_pretrained(
+    model: nnx.Module,
+    directory: str | os.PathLike[str],
+    *,
+    preprocessing: Preprocessing | None = None,
+    class_names: Sequence[str] | None = None,
+    source: Mapping[str, Any] | None = None,
+    license: str | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    overwrite: bool = True,
+) -> Path:
+    """Writes a network to a directory that `load_pretrained` reads.
+
+    The files appear complete or not at all: an interrupted save leaves what was there before.
+
+    Args:
+        model: made by `create_model`, `load_pretrained` or `convert_state_dict`, perhaps trained since. Parameters
+            and statistics keep their types.
+        directory: the folder, made when missing; other files in it stay.
+        preprocessing: how images are prepared for the network; None means ImageNet's standard.
+        class_names: one for each logit.
+        source: where the weights come from, such as `file`, `url`, `sha256`; anything JSON can hold.
+        license: of the weights.
+        metrics: figures of the network by name; anything JSON can hold.
+        overwrite: replace `config.json` and `model.safetensors` where they exist.
+
+    Returns:
+        The directory.
+
+    Raises:
+        ValueError: the model is not one of this library's, is abstract, or holds NaN or infinite values, or an
+            argument does not fit.
+        FileExistsError: `directory` is a file, or holds a saved network while `overwrite` is off.
+    """
+    config = dataclasses.replace(
+        _config(model),
+        preprocessing=Preprocessing() if preprocessing is None else preprocessing,
+        class_names=None if class_names is None else tuple(class_names),
+        source=dict(source or {}),
+        license=license,
+        metrics=dict(metrics or {}),
+    )
+    text = dump_config(config)
+    arrays = _arrays(model)
+    directory = Path(directory)
+    _check_target(directory, overwrite)
+    with _complete_or_not_at_all(directory) as fresh:
+        save_file(arrays, fresh / WEIGHTS_NAME, metadata={"format": "flax", "model": config.model})
+        (fresh / CONFIG_NAME).write_text(text, "utf-8")
+        # safetensors lets nobody but the owner read what it writes.
+        shutil.copymode(fresh / CONFIG_NAME, fresh / WEIGHTS_NAME)
+    return directory
+
+
+def load_pretrained(name_or_directory: str | os.PathLike[str], *, dtype: jax.typing.DTypeLike | None = None) -> Network:
+    """A network with its weights, in eval mode.
+
+    Args:
+        name_or_directory: a directory that `save_pretrained` or `convert_weights.py` has written, or the spec of a
+            network with published weights, such as `resnet50_lpf4`: they are downloaded once, checked by their hash,
+            converted, and kept in a cache. A directory of that name comes first.
+        dtype: what layers compute in. None means float32, or float64 where the stored weights are. The weights of a
+            directory keep their stored types either way.
+
+    Raises:
+        FileNotFoundError: no such directory, or a file is missing in it.
+        CheckpointError: (a ValueError) the files do not fit each other or the network (what is missing, left over or
+            of another shape is listed), or hold NaN or infinite values.
+        ValueError: neither a directory nor a network, or a network without published weights.
+        DownloadError: (an OSError) the published weights could not be fetched.
+    """
+    directory = Path(name_or_directory)
+    if directory.is_dir():
+        return _load_directory(directory, dtype)
+    if directory.exists():
+        raise CheckpointError(
+            f"{directory}: it is a file; convert it first: "
+            f"python convert_weights.py {directory} --model SPEC --output DIRECTORY"
+        )
+    try:
+        parse_spec(str(name_or_directory))
+    except ValueError as error:
+        if len(directory.parts) > 1 or not isinstance(name_or_directory, str):
+            raise FileNotFoundError(f"{directory}: there is no such directory") from error
+        raise ValueError(f"there is no directory {str(directory)!r} either: {error}") from error
+    return _load_published(str(name_or_directory), dtype)
+
+
+def _load_directory(directory: Path, dtype: jax.typing.DTypeLike | None) -> Network:
+    config = read_config(directory)
+    spec = str(config.spec())
+    path = directory / WEIGHTS_NAME
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: not found beside {CONFIG_NAME}; write the directory again")
+    try:
+        arrays, metadata = read_safetensors(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    # Networks that differ in their filters alone have the same tensors: nothing else would tell.
+    if metadata.get("model", spec) != spec:
+        raise CheckpointError(
+            f"{path}: it was saved from {metadata['model'][:60]!r}, but {CONFIG_NAME} says {config.model!r}: "
+            "they do not belong together, write the directory again"
+        )
+    stored_wide = any(array.dtype == np.float64 for array in arrays.values())
+    default = jnp.float64 if stored_wide else jnp.float32
+    compute = default if dtype is None else dtype
+    try:
+        model = abstract_model(
+            config.model,
+            num_classes=config.num_classes,
+            in_channels=config.in_channels,
+            pad_type=config.pad_type,
+            dtype=compute,
+            **config.options,
+        )
+    except (TypeError, ValueError, ArithmeticError) as error:
+        if not config.options:
+            raise
+        raise CheckpointError(f"{directory / CONFIG_NAME}: its options make no network: {error}") from error
+    fill(model, arrays, what=str(path), keep_dtype=True)
+    model.eval()
+    return model
+
+
+def _load_published(spec: str, dtype: jax.typing.DTypeLike | None) -> Network:
+    # Imported when needed: most programs never download anything.
+    from aa_flax.weights import catalog, mapping
+    from aa_flax.weights.torch_reader import read_torch_checkpoint
+
+    path = catalog.fetch(spec)
+    compute = jnp.float32 if dtype is None else dtype
+    return mapping.convert_state_dict(read_torch_checkpoint(path), spec, what=str(path), dtype=compute)
+
+
+def _config(model: nnx.Module) -> PretrainedConfig:
+    spec = getattr(model, "spec", None)
+    if not isinstance(spec, ModelSpec):
+        raise ValueError(f"save_pretrained needs a network of aa_flax.create_model, got {type(model).__name__}")
+    return PretrainedConfig(
+        model=str(spec),
+        num_classes=spec.num_classes,
+        in_channels=spec.in_channels,
+        pad_type=spec.pad_type,
+        options=dict(spec.options),
+    )
+
+
+def _check_target(directory: Path, overwrite: bool) -> None:
+    if directory.exists() and not directory.is_dir():
+        raise FileExistsError(f"{directory}: it is a file; give a directory to write {WEIGHTS_NAME} into")
+    existing = [name for name in (CONFIG_NAME, WEIGHTS_NAME) if (directory / name).exists()]
+    if existing and not overwrite:
+        raise FileExistsError(f"{directory}: already holds {existing[0]}; give another directory or overwrite=True")
+
+
+def _arrays(model: nnx.Module) -> dict[str, np.ndarray]:
+    found = variables(model)
+    abstract = [key for key, variable in found.items() if not isinstance(variable.get_value(), jax.Array | np.ndarray)]
+    if abstract:
+        raise ValueError(f"save_pretrained needs a model with values, but {abstract[0]} has none")
+    arrays = {key: np.asarray(variable.get_value(), order="C") for key, variable in found.items()}
+    broken = [key for key, array in arrays.items() if not np.isfinite(array).all()]
+    if broken:
+        raise ValueError("\n".join(["the model is not saved:", *listing("variables with NaN or infinity", broken)]))
+    return arrays
+
+
+@contextlib.contextmanager
+def _complete_or_not_at_all(directory: Path) -> Iterator[Path]:
+    """A fresh folder whose files move to `directory` when the block has ended well, and vanish otherwise."""
+    exists = directory.is_dir()
+    if not exists:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+    # Within the directory, where it exists: its parent may lie on another disk, across which nothing moves at once.
+    fresh = (directory if exists else directory.parent) / f".{directory.name}-{secrets.token_hex(4)}.tmp"
+    fresh.mkdir()
+    try:
+        yield fresh
+        # The weights go first: a directory without config.json counts as empty.
+        files = sorted(fresh.iterdir(), key=lambda file: file.name == CONFIG_NAME)
+        for file in files:
+            _flush(file)
+        _flush(fresh)
+        if exists:
+            for file in files:
+                os.replace(file, directory / file.name)
+            _flush(directory)
+        else:
+            os.rename(fresh, directory)
+            _flush(directory.parent)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    if os.name != "posix" and path.is_dir():
+        return  # other systems cannot open a directory
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
