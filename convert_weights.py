@@ -1,0 +1,293 @@
+"""Converts a PyTorch checkpoint to a directory that `aa_flax.load_pretrained` reads; needs no PyTorch.
+
+python convert_weights.py resnet50_lpf4.pth --model resnet50_lpf4 --output weights/resnet50_lpf4
+python convert_weights.py --model resnet50_lpf4 --output weights/resnet50_lpf4     # downloads it first
+python convert_weights.py --list                                                   # what can be downloaded
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from aa_flax.models.base import Network
+from aa_flax.models.registry import resolve_spec
+from aa_flax.weights import catalog
+from aa_flax.weights.mapping import (
+    Layout,
+    blurs_alike,
+    clean_names,
+    convert_state_dict,
+    detect_layout,
+    tensors_in_layout,
+)
+from aa_flax.weights.store import WEIGHTS_NAME, load_pretrained, read_config, save_pretrained
+from aa_flax.weights.torch_reader import read_torch_checkpoint
+from aa_flax.weights.variables import variables
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+PLAIN_PROGRESS_SECONDS = 2.0
+
+Advance = Callable[[int, int | None], None]
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; ends the program with exit code 2 where it makes no sense."""
+    parser = argparse.ArgumentParser(
+        prog="convert_weights.py",
+        description="Converts a PyTorch checkpoint (.pth, .pt, .safetensors) for aa_flax. Needs no PyTorch.",
+        epilog="Published checkpoints are under CC BY-NC-SA 4.0: non-commercial use, with attribution.",
+    )
+    add = parser.add_argument
+    add("input", metavar="IN", nargs="?", type=Path, help="the checkpoint; without it the published one is downloaded")
+    add("--model", metavar="SPEC", help="the network: <name>[_lpf<k>|_plain], such as resnet50_lpf4")
+    add("--output", metavar="DIR", type=Path, help="directory to write config.json and model.safetensors into")
+    add("--num-classes", type=int, default=1000, help="classes of the network (default 1000)")
+    add("--skip-head", action="store_true", help="start the classifier afresh, to fine-tune on other classes")
+    add(
+        "--allow-filter-change",
+        action="store_true",
+        help="take weights trained with another blur; their accuracy is lost until the network is fine-tuned",
+    )
+    add(
+        "--option",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="an option of the network, such as pool_only=false; may be repeated",
+    )
+    add("--training", choices=("scratch", "finetuned"), help="which published checkpoint (default: the fine-tuned one)")
+    add("--license", metavar="TEXT", help="licence of the weights, for config.json; known for published ones")
+    add("--verify", action="store_true", help="load the result again and compare it with the checkpoint")
+    add("--overwrite", action="store_true", help="replace other weights in DIR")
+    add("--list", metavar="PATTERN", nargs="?", const="*", help="list what is published, e.g. --list 'resnet*'")
+    options = parser.parse_args(arguments)
+    if options.list is None and not (options.model and options.output):
+        parser.error("--model and --output are needed (or --list)")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code: 0, 2 for bad input, 130 when interrupted."""
+    options = parse_arguments(arguments)
+    try:
+        if options.list is not None:
+            print_catalog(options.list)
+        else:
+            convert(options)
+    except (OSError, ValueError) as error:
+        # CheckpointError and DownloadError are among these.
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def convert(options: argparse.Namespace) -> None:
+    """Converts one checkpoint and prints a summary."""
+    network_options = {"num_classes": options.num_classes, **parse_network_options(options.option)}
+    try:
+        spec = str(resolve_spec(options.model, **network_options))
+    except TypeError as error:
+        raise ValueError(f"--option: {error}") from error
+    with progress() as step:
+        path = options.input or fetch(spec, options.training, step)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: there is no such file")
+        digest = catalog.sha256_of(path, step(f"hashing {path.name}"))
+        check_output(options.output, digest, options.overwrite)
+        step(f"converting {path.name}")
+        state = read_torch_checkpoint(path)
+        layout = detect_layout(state)
+        model = convert_state_dict(
+            state,
+            spec,
+            skip_head=options.skip_head,
+            allow_filter_change=options.allow_filter_change,
+            what=str(path),
+            **network_options,
+        )
+        entry = catalog.identify(digest)
+        keeps_function = blurs_alike(layout, model) and not options.skip_head
+        step(f"writing {options.output}")
+        save_pretrained(
+            model,
+            options.output,
+            source=describe_source(path, digest, layout, entry),
+            license=options.license or (entry.license if entry else None),
+            metrics=figures(entry) if entry and keeps_function else {},
+        )
+        verified = verify(options.output, state, model, options.skip_head, step) if options.verify else None
+    print_summary(model, path, digest, layout, entry, options)
+    if verified is not None:
+        print(f"  verified    {verified} tensors, read back, equal the checkpoint's")
+
+
+def parse_network_options(words: Sequence[str]) -> dict[str, Any]:
+    """`pool_only=false` and the like as keyword arguments."""
+    options = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        try:
+            value = json.loads(text.lower())
+        except json.JSONDecodeError:
+            equals, value = "", None
+        if not equals:
+            raise ValueError(f"--option {word}: write NAME=VALUE, such as pool_only=false or width_mult=0.5")
+        options[name] = tuple(value) if isinstance(value, list) else value
+    return options
+
+
+def fetch(spec: str, training: str | None, step: Callable[[str], Advance]) -> Path:
+    """The published checkpoint, downloaded unless it is in the cache."""
+    return catalog.fetch(
+        spec, training=training, progress=step(f"downloading {catalog.find(spec, training).file_name}")
+    )
+
+
+def check_output(directory: Path, digest: str, overwrite: bool) -> None:
+    """Refuses to replace weights that come from elsewhere than this checkpoint."""
+    if overwrite or not (directory / WEIGHTS_NAME).exists():
+        return
+    with contextlib.suppress(OSError, ValueError):
+        if read_config(directory).source.get("sha256") == digest:
+            return
+    raise FileExistsError(f"{directory}: holds other weights; give another --output, or --overwrite")
+
+
+def describe_source(path: Path, digest: str, layout: Layout, entry: catalog.Published | None) -> dict[str, Any]:
+    """What config.json says about where the weights come from."""
+    source = {"file": path.name, "sha256": digest, "layout": layout.name, "filter_size": layout.filter_size}
+    return source | ({"url": entry.url, "published": entry.spec, "training": entry.training} if entry else {})
+
+
+def figures(entry: catalog.Published) -> dict[str, Any]:
+    """The published figures of a checkpoint."""
+    return {"published": {"top1": entry.top1, "consistency": entry.consistency}}
+
+
+def verify(
+    directory: Path, state: Mapping[str, np.ndarray], model: Network, skip_head: bool, step: Callable[[str], Advance]
+) -> int:
+    """Loads a written directory and compares it with the model, and through PyTorch's layout with the checkpoint.
+
+    Returns:
+        How many tensors of the checkpoint were compared.
+
+    Raises:
+        ValueError: a tensor differs.
+    """
+    advance = step(f"verifying {directory}")
+    loaded = load_pretrained(directory)
+    written, converted = variables(loaded), variables(model)
+    for path, variable in converted.items():
+        if not np.array_equal(np.asarray(written[path][...]), np.asarray(variable[...])):
+            raise ValueError(f"{directory}: {path} differs from what was converted: the disk or the memory is faulty")
+    source = clean_names(state)
+    back = tensors_in_layout(loaded, detect_layout(state), skip_head=skip_head)
+    for number, (key, ours) in enumerate(back.items(), 1):
+        advance(number, len(back))
+        if not np.array_equal(ours, source[key].astype(ours.dtype)):
+            raise ValueError(f"{directory}: {key} differs from the checkpoint's")
+    return len(back)
+
+
+def print_summary(
+    model: Network,
+    path: Path,
+    digest: str,
+    layout: Layout,
+    entry: catalog.Published | None,
+    options: argparse.Namespace,
+) -> None:
+    """What was converted and what to do with it."""
+    spec = model.spec
+    counted = [
+        (v.size, "statistics" if p.endswith((".mean", ".var")) else "parameters") for p, v in variables(model).items()
+    ]
+    parameters = sum(size for size, kind in counted if kind == "parameters")
+    statistics = sum(size for size, kind in counted if kind == "statistics")
+    taps = "no blur" if layout.filter_size is None else f"blurs of {layout.filter_size} taps"
+    megabytes = (options.output / WEIGHTS_NAME).stat().st_size / 2**20
+    license = options.license or (entry.license if entry else None)
+    print(f"{spec} from {path}")
+    print(f"  checkpoint  {layout.name} layout, {taps}, sha256 {digest[:16]}…")
+    if entry:
+        print(f"  published   {entry.training}, top-1 {entry.top1:.2f} %, consistency {entry.consistency:.2f} %")
+    print(f"  licence     {license or 'not known; --license records it'}")
+    print(f"  network     {parameters:,} parameters, {statistics:,} statistics, {spec.num_classes} classes")
+    print(f"  written     {options.output}{os.sep} ({WEIGHTS_NAME} {megabytes:.1f} MiB, config.json)")
+    if not blurs_alike(layout, model):
+        print("  note        these weights were trained with another blur: fine-tune before you use them")
+    if options.skip_head:
+        print("  note        the classifier is fresh: fine-tune before you use it")
+
+
+def print_catalog(pattern: str) -> None:
+    """The published networks as a table."""
+    entries = catalog.list_published(pattern)
+    if not entries:
+        raise ValueError(f"nothing published matches {pattern!r}; --list without a pattern shows all")
+    print(f"{'network':<22} {'training':<12} {'top-1 %':>8} {'consistency %':>14}  checkpoint")
+    for e in entries:
+        checkpoint = e.file_name or "(torchvision's; the baseline)"
+        print(f"{e.spec:<22} {e.training:<12} {e.top1:>8.2f} {e.consistency:>14.2f}  {checkpoint}")
+    count = sum(e.url is not None for e in entries)
+    print(f"\n{count} checkpoints, {catalog.LICENSE}. Downloads go to {catalog.cache_directory()}")
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Callable[[str], Advance]]:
+    """A function that begins a step by its name and returns what reports how far it is, on stderr."""
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+    except ImportError:
+        yield plain_step
+        return
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield plain_step
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+
+        def step(name: str) -> Advance:
+            for task in bars.tasks:
+                bars.remove_task(task.id)
+            task = bars.add_task(name, total=None)
+            return lambda done, total: bars.update(task, completed=done, total=total)
+
+        yield step
+
+
+def plain_step(name: str) -> Advance:
+    """Progress as lines: the step's name at once, and how far it is every few seconds."""
+    print(f"{name} …", file=sys.stderr)
+    printed = time.monotonic()
+
+    def advance(done: int, total: int | None) -> None:
+        nonlocal printed
+        if time.monotonic() - printed > PLAIN_PROGRESS_SECONDS:
+            share = f"{done / total:.0%}" if total else f"{done / 2**20:.0f} MiB"
+            print(f"{name}: {share}", file=sys.stderr)
+            printed = time.monotonic()
+
+    return advance
+
+
+if __name__ == "__main__":
+    # Copying arrays needs no accelerator, and should not take one from a training run.
+    jax.config.update("jax_platforms", "cpu")
+    sys.exit(main())
