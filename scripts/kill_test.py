@@ -1,0 +1,96 @@
+"""Trains a small network many times, kills each run with kill -9 at a random moment, continues it, compares the bits.
+
+    python -m scripts.kill_test --runs 20
+
+Every other run is killed while a checkpoint is being written. The parameters, statistics, momenta and losses at the
+end must equal those of a run that nobody disturbed, bit for bit.
+"""
+
+import dataclasses
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import tyro
+
+from tests.training_runs import SMALL, STEPS, assert_same_arrays, final_arrays, finish, kill, lines, losses, start
+from train.checkpoint import TEMPORARY
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Kill and continue small trainings."""
+
+    runs: int = 20
+    """How many."""
+
+    seed: int = 0
+    """Of the moments."""
+
+
+def run(config: Config) -> int:
+    """Prints a line for each run; 0 when all ended as the undisturbed one."""
+    chance = random.Random(config.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        finish(start(*SMALL, "--run-dir", str(root / "undisturbed"), cache=root / "compiled"))
+        for i in range(config.runs):
+            began = time.monotonic()
+            moment = disturbed(root / str(i), root / "compiled", chance, inside_a_save=i % 2 == 1)
+            compare(root / str(i), root / "undisturbed")
+            seconds = time.monotonic() - began
+            print(f"run {i + 1:2}/{config.runs}: killed {moment}; continued; equal, {seconds:.0f} s", flush=True)
+    print(f"{config.runs} of {config.runs} runs ended bit for bit as the undisturbed one")
+    return 0
+
+
+def disturbed(run_dir: Path, cache: Path, chance: random.Random, *, inside_a_save: bool) -> str:
+    """One run, killed once and continued to its end.
+
+    Args:
+        run_dir: where it lives.
+        cache: compiled programs, to save time.
+        chance: picks the moment.
+        inside_a_save: kill it while a checkpoint is being written.
+
+    Returns:
+        When it was killed, in words.
+    """
+    words = (*SMALL, "--run-dir", str(run_dir), "--checkpoint-every", "2")
+    process = start(*words, cache=cache)
+    after = chance.randrange(0, STEPS - 4)
+    while _last_step(run_dir) < after:
+        assert process.poll() is None, process.communicate()[0]
+    if inside_a_save:
+        _await_save(run_dir, process)
+    else:
+        time.sleep(chance.random() * 0.1)
+    kill(process)
+    half = [path.name for path in (run_dir / "checkpoints").glob(f"*{TEMPORARY}")]
+    where = f"after step {_last_step(run_dir)}" + (f", while writing {half[0]}" if half else "")
+    finish(start(*words, cache=cache))
+    return where
+
+
+def compare(run_dir: Path, undisturbed: Path) -> None:
+    """Fails unless both runs ended with the same bits and had the same losses on the way."""
+    assert_same_arrays(final_arrays(run_dir), final_arrays(undisturbed))
+    assert losses(run_dir) == losses(undisturbed)
+
+
+def _last_step(run_dir: Path) -> int:
+    found = lines(run_dir)
+    return found[-1]["step"] if found else 0
+
+
+def _await_save(run_dir: Path, process: subprocess.Popen[str]) -> None:
+    while process.poll() is None:
+        if any((run_dir / "checkpoints").glob(f"*{TEMPORARY}")):
+            return
+
+
+if __name__ == "__main__":
+    sys.exit(run(tyro.cli(Config, prog="python -m scripts.kill_test")))

@@ -1,0 +1,87 @@
+"""`python -m train COMMAND ...`: picks the command's module and turns its errors into one line.
+
+Each command is a module with a frozen dataclass `Config`, which tyro reads from the command line,
+and `run(config) -> int`, the exit code. One whose options need more than a dataclass (presets) has
+`parse(options, prog) -> config` as well. Modules are imported only when they are called for, so
+that `--help` and the data loader's worker processes (which import this file too) stay quick.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import tyro
+
+from train.errors import CommandError
+
+
+@dataclass(frozen=True)
+class Command:
+    """A row of the command table: the module that holds `Config` and `run`, and a help line."""
+
+    module: str
+    summary: str
+
+
+COMMANDS = {
+    "fit": Command("train.fit", "train a network, or go on where training stopped"),
+    "export": Command("train.export", "write the weights of a run for `aa_flax.load_pretrained`"),
+    "evaluate": Command("train.evaluate", "measure accuracy and shift consistency on photos"),
+    "reproduce": Command("train.reproduce", "measure the published networks again, as a report"),
+    "explain": Command("train.explain", "show what a network says of one photo as it shifts"),
+    "prepare": Command("train.data.prepare", "write a TFDS data set as array_record, once"),
+}
+
+USAGE_ERROR = 2
+# What a shell reports of a program that SIGINT ended.
+INTERRUPTED = 130
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    rows = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    last = "`python -m train COMMAND --help` lists a command's options."
+    return "\n".join(["usage: python -m train COMMAND [OPTIONS]", "", "commands:", *rows, "", last])
+
+
+def _parse(module: ModuleType, options: list[str], prog: str) -> Any:
+    if hasattr(module, "parse"):
+        return module.parse(options, prog)
+    return tyro.cli(module.Config, prog=prog, args=options)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+      arguments: the words after `python -m train`; those of this process by default.
+
+    Returns:
+      the command's exit code; 2 when it ended in a `CommandError`, whose message is then the
+      one line on stderr; 130 when it was interrupted.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview(), file=sys.stdout if words else sys.stderr)
+        return 0 if words else USAGE_ERROR
+    name, *options = words
+    if name not in COMMANDS:
+        known = ", ".join(COMMANDS)
+        print(f"error: unknown command {name!r}; commands are: {known}", file=sys.stderr)
+        return USAGE_ERROR
+    module = importlib.import_module(COMMANDS[name].module)
+    try:
+        return module.run(_parse(module, options, f"python -m train {name}"))
+    except CommandError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

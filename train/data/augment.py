@@ -1,0 +1,82 @@
+"""What happens to training images on the device: flip, shift, normalisation.
+
+Pure functions for use inside a jitted step. Their randomness is a function of (seed, step) and
+of an image's row in the global batch, so it depends on no device count, no loader and no resume.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from aa_flax.consistency import Normalise
+from aa_flax.weights.config import Preprocessing
+from train.data.datasets import Augmentation
+
+# Streams of one step's key, kept apart from others that a trainer folds in (dropout).
+FLIP, SHIFT = 0x666C6970, 0x73686966
+
+
+def random_flip(images: jax.Array, key: jax.Array) -> jax.Array:
+    """Mirrors each image left to right with probability one half.
+
+    Args:
+      images: (n, height, width, channels), any dtype, which is kept.
+      key: a JAX random key.
+    """
+    flip = jax.random.bernoulli(key, shape=(images.shape[0], 1, 1, 1))
+    return jnp.where(flip, images[:, :, ::-1], images)
+
+
+def random_shift(images: jax.Array, key: jax.Array, reach: int) -> jax.Array:
+    """Moves each image by up to `reach` whole pixels both ways, reflecting at the border.
+
+    The same as padding by `reach` (without repeating the edge) and cutting a random window out.
+
+    Args:
+      images: (n, height, width, channels), any dtype, which is kept.
+      key: a JAX random key.
+      reach: greatest shift in pixels, smaller than height and width.
+    """
+    if reach == 0:
+        return images
+    count, height, width, channels = images.shape
+    pads = ((0, 0), (reach, reach), (reach, reach), (0, 0))
+    padded = jnp.pad(images, pads, mode="reflect")
+    starts = jax.random.randint(key, (count, 2), 0, 2 * reach + 1)
+
+    def window(image: jax.Array, start: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice(image, (*start, 0), (height, width, channels))
+
+    return jax.vmap(window)(padded, starts)
+
+
+def normalise(images: jax.Array, preprocessing: Preprocessing) -> jax.Array:
+    """Pixels 0..255 to the network's input, `(x / 255 - mean) / std` per channel, float32."""
+    return Normalise(tuple(preprocessing.mean), tuple(preprocessing.std))(images)
+
+
+def augment(
+    images: jax.Array,
+    *,
+    seed: int | jax.Array,
+    step: int | jax.Array,
+    augmentation: Augmentation,
+    preprocessing: Preprocessing,
+) -> jax.Array:
+    """Varies and normalises one global batch.
+
+    Args:
+      images: (n, crop, crop, 3) uint8, the whole global batch (sharded or not).
+      seed: of the run; may be traced.
+      step: of the run; may be traced.
+      augmentation: what to do; static.
+      preprocessing: mean and standard deviation; static.
+
+    Returns:
+      (n, crop, crop, 3) float32.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    if augmentation.shift:
+        images = random_shift(images, jax.random.fold_in(key, SHIFT), augmentation.shift)
+    if augmentation.flip:
+        images = random_flip(images, jax.random.fold_in(key, FLIP))
+    return normalise(images, preprocessing)

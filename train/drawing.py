@@ -1,0 +1,125 @@
+"""How the report's pictures are drawn: the style, a marker a series, and the two file forms.
+
+Every drawing becomes an inline SVG, whose colours turn into the page's variables so that it follows
+a light or a dark page, and a PNG on white paper. Series differ in shape as well as in colour.
+"""
+
+import io
+import re
+from collections.abc import Callable
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Drawing
+from matplotlib.lines import Line2D
+
+from train.page_style import LIGHT
+
+INK, SOFT, RULE, PAPER = (LIGHT[f"--{name}"] for name in ("ink", "soft", "rule", "paper"))
+COLOURS = {"torchvision": "--plain", "scratch": "--scratch", "finetuned": "--finetuned"}
+MARKERS = {"torchvision": "s", "scratch": "o", "finetuned": "D"}
+SERIES = {
+    "torchvision": "plain",
+    "scratch": "anti-aliased, trained from scratch",
+    "finetuned": "anti-aliased, fine-tuned",
+}
+
+STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "text.color": INK,
+    # A dollar sign in a file's or class's name is a dollar sign.
+    "text.parse_math": False,
+    "axes.edgecolor": SOFT,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "aa_flax",
+}
+
+
+def dot(axis: Axes, x: float, y: float, training: str, *, filled: bool = True, size: float = 7) -> None:
+    """Mark a point in the shape and colour of its series."""
+    colour = LIGHT[COLOURS[training]]
+    axis.plot(
+        x,
+        y,
+        MARKERS[training],
+        color=colour,
+        markerfacecolor=colour if filled else PAPER,
+        markeredgewidth=1.4,
+        markersize=size,
+        zorder=3,
+    )
+
+
+def label_point(axis: Axes, text: str, x: float, y: float, *, left: bool = False) -> None:
+    """Name a point beside it."""
+    axis.annotate(
+        text,
+        (x, y),
+        (-9, 4) if left else (8, 5),
+        textcoords="offset points",
+        ha="right" if left else "left",
+        va="center",
+        fontsize=8.5,
+        zorder=4,
+    )
+
+
+def series_key(training: str, marker: str | None = None) -> Line2D:
+    return Line2D(
+        [],
+        [],
+        linestyle="",
+        marker=marker or MARKERS[training],
+        markersize=8,
+        color=LIGHT[COLOURS[training]],
+        label=SERIES[training],
+    )
+
+
+class Drawn:
+    """A matplotlib figure as a picture of a page, drawn when it is needed.
+
+    Args:
+        name: Prefix of every id in the SVG.
+        draw: Makes the figure; called within the report's style.
+    """
+
+    def __init__(self, name: str, draw: Callable[[], Drawing]) -> None:
+        self._name = name
+        self._draw = draw
+
+    def png(self) -> bytes:
+        """The picture on white paper."""
+        buffer = io.BytesIO()
+        with matplotlib.rc_context(STYLE):
+            self._draw().savefig(buffer, format="png", dpi=150, facecolor=PAPER)
+        return buffer.getvalue()
+
+    def svg(self) -> str:
+        """The picture as part of a page: no prolog, ids of its own, colours that follow the page."""
+        buffer = io.StringIO()
+        silent = {"Date": None, "Creator": None, "Format": None, "Type": None}
+        with matplotlib.rc_context(STYLE):
+            self._draw().savefig(buffer, format="svg", transparent=True, metadata=silent)
+        text = buffer.getvalue()
+        text = text[text.index("<svg") :].strip()
+        # matplotlib names ids alike in every drawing; on one page they must differ.
+        text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{self._name}-", text)
+        for variable, colour in LIGHT.items():
+            text = text.replace(colour, f"var({variable})")
+        return text

@@ -1,0 +1,26 @@
+"""Files that are whole or not there."""
+
+import os
+from pathlib import Path
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that its readers see the old content or the new, never a part.
+
+    Args:
+        path: Where to; the directories above it are made.
+        content: All of it.
+
+    Raises:
+        OSError: The directory cannot be made or the file cannot be written; no part is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,162 @@
+"""`python -m train fit`: trains a network, from the first step or from where it stopped."""
+
+import dataclasses
+import logging
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import jax
+import tyro
+from rich.console import Console
+from rich.logging import RichHandler
+
+from train.checkpoint import quiet_storage_library
+from train.config import TrainConfig, validate
+from train.data import DataConfig, Dataset, open_dataset, steps_per_epoch
+from train.display import Display, duration, summary
+from train.distributed import Placement, check_batch, is_lead, start
+from train.errors import CommandError
+from train.interrupt import Interrupt
+from train.loop import Ending
+from train.presets import preset
+from train.record import read_record
+from train.rundir import claimed, default_run_dir
+from train.runlog import check_log
+from train.session import Session, open_session
+
+Config = TrainConfig
+
+DESCRIPTION = """Train a network of the zoo. A run that finds its directory goes on where it stopped.
+
+  python -m train fit                                              digits, nothing to download
+  python -m train fit resnet50_lpf4 --data.dir /data/imagenet      as Zhang 2019
+  python -m train fit resnet50_lpf4 --preset finetune --init resnet50_plain --data.dir /data/imagenet
+  python -m train fit --config runs/resnet50_lpf4-zhang2019/config.json --run-dir runs/again
+"""
+
+
+def parse(options: Sequence[str], prog: str) -> TrainConfig:
+    """Reads a command line: options win over the preset or the configuration they start from.
+
+    The command line is read twice, because the defaults depend on the preset and the network named in it.
+
+    Raises:
+        CommandError: an unknown network or an unreadable configuration file.
+    """
+    words = list(options)
+    first = [word for word in words if word not in ("-h", "--help")]
+    blank = TrainConfig(model="", data=DataConfig())
+    seen = _cli(first, prog, blank)
+    if seen.config is not None:
+        base = dataclasses.replace(read_record(seen.config).config, run_dir=None, resume="auto", profile=0)
+        if seen.model and seen.model != base.model:
+            raise CommandError(f"--config {seen.config} is a run of {base.model}: leave {seen.model} out")
+    else:
+        named = any(word.split("=")[0] == "--preset" for word in first)
+        recipe = seen.preset if named else "zhang2019" if seen.data != blank.data else "digits"
+        base = preset(recipe, seen.model or None)
+    return _cli(words, prog, base)
+
+
+def _cli(words: Sequence[str], prog: str, default: TrainConfig) -> TrainConfig:
+    return tyro.cli(
+        TrainConfig,
+        prog=prog,
+        description=DESCRIPTION,
+        args=list(words),
+        default=default,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+
+
+def run(config: TrainConfig, *, report: bool = True) -> int:
+    """Trains, and tells about it on stderr.
+
+    Args:
+        config: what to train.
+        report: print the table at the end.
+
+    Returns:
+        0 when the run is finished, and also when it was asked to stop and has saved everything.
+
+    Raises:
+        CommandError: what a person can put right; one line that names it.
+    """
+    validate(config)
+    check_log(config.log)
+    quiet_storage_library()
+    if config.compilation_cache is not None:
+        jax.config.update("jax_compilation_cache_dir", str(config.compilation_cache.absolute()))
+    start(config.launch)
+    placement = Placement.of_all_devices()
+    check_batch(config.batch, config.accumulate, jax.device_count())
+    console = Console(stderr=True) if is_lead() else None
+    logging.basicConfig(level=logging.WARNING, handlers=[RichHandler(console=console or Console(quiet=True))])
+    run_dir = config.run_dir or default_run_dir(config)
+    try:
+        with claimed(run_dir):
+            dataset = open_dataset(config.data)
+            return _train(config, run_dir, dataset, placement, console, report)
+    except OSError as error:
+        raise CommandError(f"{error.filename or run_dir}: {error.strerror or error}") from error
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise CommandError(
+            f"the devices have too little memory for --batch {config.batch}: lower it, "
+            "raise --accumulate, or set --remat keep_convs"
+        ) from error
+    except KeyboardInterrupt:
+        print("stopped at once; the run goes on from its last checkpoint", file=sys.stderr)
+        return 130
+
+
+def _train(
+    config: TrainConfig, run_dir: Path, dataset: Dataset, placement: Placement, console: Console | None, report: bool
+) -> int:
+    per_epoch = steps_per_epoch(dataset, config.batch)
+    with ExitStack() as stack:
+        display = Display(console, epochs=config.epochs, steps_per_epoch=per_epoch)
+        interrupt = stack.enter_context(Interrupt())
+        session = open_session(config, run_dir, dataset, placement, display, interrupt)
+        stack.callback(session.close)
+        with display:
+            ending = session.training.run()
+        if report or ending == "interrupted":
+            _report(config, run_dir, session, ending, console)
+    return 0
+
+
+def _report(config: TrainConfig, run_dir: Path, session: Session, ending: Ending, console: Console | None) -> None:
+    """The last words of a run: where it stands and what comes next."""
+    if console is None:
+        return
+    training, around = session.training, session.around
+    total = around.steps_per_epoch * config.epochs
+    if ending == "interrupted":
+        console.print(
+            f"stopped by {around.interrupt.reason} at step {training.step:,} of {total:,}; everything is saved in "
+            f"{run_dir}. The same command continues.",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return
+    speed, scores = training.meter.total, around.log.scores
+    rows = [("model", config.model), ("steps", f"{training.step:,} ({config.epochs} epochs)")]
+    if training.step in scores:
+        last = scores[training.step]
+        rows.append(("accuracy", f"{last['accuracy']:.2f} % (± {last['accuracy_stderr']:.2f})"))
+        rows.append(("crop consistency", f"{last['consistency']:.2f} % (± {last['consistency_stderr']:.2f})"))
+    best = around.checkpoints.best_step()
+    if best is not None and best != training.step:
+        rows.append(("best accuracy kept", f"{scores[best]['accuracy']:.2f} % at step {best:,}"))
+    if speed.seconds:
+        rows.append(("training time", f"{duration(speed.seconds)} in this process"))
+        rows.append(("throughput", f"{speed.images_per_second:,.0f} images/s, {speed.wait:.1%} of it waiting for data"))
+    if around.feed.unreadable():
+        rows.append(("unreadable images", f"{around.feed.unreadable()}, named above"))
+    rows.append(("run", str(run_dir)))
+    rows.append(("next", f"python -m train export {run_dir} --output DIR"))
+    console.print(summary(rows, "finished"))

@@ -1,0 +1,100 @@
+"""Learning-rate schedules and the optimiser, with PyTorch's meaning of every number."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """How the weights move."""
+
+    lr: float = 0.1
+    """Peak learning rate for the batch as given; it is not rescaled with --batch."""
+
+    schedule: Literal["steps", "cosine", "cosine_epochs", "constant"] = "steps"
+    """steps divides by 10 every --optim.drop-every epochs; cosine falls to 0 step by step; cosine_epochs changes
+    once an epoch, as the reference does for MobileNetV2."""
+
+    drop_every: int = 30
+    """Epochs between the divisions by 10 of the schedule `steps`."""
+
+    warmup_epochs: float = 0.0
+    """Epochs over which the learning rate first rises linearly from 0."""
+
+    momentum: float = 0.9
+    """Momentum of SGD, from 0 to below 1."""
+
+    nesterov: bool = False
+    """Look one step ahead (Nesterov's momentum)."""
+
+    weight_decay: float = 1e-4
+    """L2 penalty, added to the gradient before the momentum as PyTorch's SGD does."""
+
+    decay_all: bool = True
+    """Decay every parameter, as the reference does; otherwise only kernels, not biases and BatchNorm's scales."""
+
+    label_smoothing: float = 0.0
+    """Share of the target spread evenly over the classes, from 0 to below 1."""
+
+    clip_norm: float | None = None
+    """Largest global norm of a gradient; longer ones are scaled down to it."""
+
+    ema: float | None = None
+    """Decay per step of an exponential moving average of weights and statistics, for instance 0.9999; the average is
+    what is evaluated and exported."""
+
+
+def learning_rate(config: OptimConfig, *, epochs: int, steps_per_epoch: int) -> Schedule:
+    """The learning rate as a function of the number of updates already made.
+
+    Args:
+        config: which schedule, its peak and its warm-up.
+        epochs: length of the whole training.
+        steps_per_epoch: updates in an epoch.
+
+    Returns:
+        A traceable function of the update count, with a float32 answer.
+    """
+    warmup = config.warmup_epochs * steps_per_epoch
+
+    def rate(step: jax.typing.ArrayLike) -> jax.Array:
+        step = jnp.asarray(step, jnp.float32)
+        match config.schedule:
+            case "steps":
+                factor = 0.1 ** jnp.floor(step / (config.drop_every * steps_per_epoch))
+            case "cosine":
+                progress = (step - warmup) / max(epochs * steps_per_epoch - warmup, 1)
+                factor = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0, 1)))
+            case "cosine_epochs":
+                factor = 0.5 * (1 + jnp.cos(jnp.pi * jnp.floor(step / steps_per_epoch) / epochs))
+            case "constant":
+                factor = jnp.float32(1)
+        if warmup:
+            factor = jnp.where(step < warmup, jnp.minimum((step + 1) / warmup, 1), factor)
+        return config.lr * factor
+
+    return rate
+
+
+def sgd(config: OptimConfig, rate: Schedule) -> optax.GradientTransformation:
+    """PyTorch's SGD: decay joins the gradient, the momentum has no damping, the rate multiplies last."""
+    steps: list[optax.GradientTransformation] = []
+    if config.clip_norm is not None:
+        steps.append(optax.clip_by_global_norm(config.clip_norm))
+    if config.weight_decay:
+        steps.append(optax.add_decayed_weights(config.weight_decay, None if config.decay_all else kernels))
+    momentum = config.momentum or None
+    steps.append(optax.sgd(rate, momentum=momentum, nesterov=config.nesterov))
+    return optax.chain(*steps)
+
+
+def kernels(params: Any) -> Any:
+    """A tree of booleans: True for kernels, False for biases and BatchNorm's scales."""
+    return jax.tree.map(lambda p: p.ndim > 1, params)

@@ -1,0 +1,182 @@
+"""`config.json` beside every run: the whole configuration and what it ran on, enough to repeat it."""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from train.config import CONDUCT, TrainConfig
+from train.errors import CommandError
+from train.files import write_atomically
+
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "numpy",
+    "pillow",
+    "simplejpeg",
+)
+FILE_NAME = "config.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Record:
+    """The content of a run's `config.json`.
+
+    Attributes:
+        config: the configuration.
+        dataset: what the data turned out to be: classes, preprocessing, images, steps in an epoch.
+        environment: versions, devices and source revision of the last start.
+    """
+
+    config: TrainConfig
+    dataset: dict[str, Any]
+    environment: dict[str, Any]
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Writes a record, whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    content = {
+        "config": plain(record.config),
+        "dataset": record.dataset,
+        "environment": record.environment,
+    }
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def read_record(path: Path) -> Record:
+    """Reads a record.
+
+    Raises:
+        CommandError: there is no such file, or it is none of ours; names the field.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CommandError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise CommandError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict) or "config" not in content:
+        raise CommandError(f"{path} is not the config.json of a run: it has no field 'config'")
+    config = _parse(TrainConfig, content["config"], str(path))
+    return Record(
+        config=config,
+        dataset=content.get("dataset", {}),
+        environment=content.get("environment", {}),
+    )
+
+
+def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
+    """Options that change what comes out of a run and differ, a line each: ``--optim.lr: 0.1 -> 0.05``."""
+    before, after = dict(_flat(plain(old))), dict(_flat(plain(new)))
+    return [
+        f"--{name.replace('_', '-')}: {before.get(name)} -> {after.get(name)}"
+        for name in {**before, **after}
+        if before.get(name) != after.get(name) and name not in CONDUCT and name.split(".")[0] not in CONDUCT
+    ]
+
+
+def plain(value: Any) -> Any:
+    """A configuration as JSON has it: dictionaries, lists, numbers and text."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _parse(kind: Any, value: Any, where: str) -> Any:
+    """The opposite of `plain`, strict about names and types."""
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise CommandError(f"{where}: expected an object, found {value!r}")
+        hints = typing.get_type_hints(kind)
+        unknown = sorted(value.keys() - hints.keys())
+        if unknown:
+            raise CommandError(f"{where}: unknown field {unknown[0]!r}")
+        return kind(**{name: _parse(hints[name], value[name], f"{where}: {name}") for name in value})  # type: ignore[operator]
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated:
+        return _parse(arguments[0], value, where)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _parse(next(a for a in arguments if a is not type(None)), value, where)
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise CommandError(f"{where} is {value!r}, but must be one of {', '.join(map(str, arguments))}")
+        return value
+    return _parse_scalar(kind, value, where)
+
+
+def _parse_scalar(kind: Any, value: Any, where: str) -> Any:
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise CommandError(f"{where} is {value!r}, but must be of type {kind.__name__}")
+    return value
+
+
+def environment() -> dict[str, Any]:
+    """Versions, devices, command and source revision of this process."""
+    versions = {name: _version(name) for name in PACKAGES}
+    return {
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: version for name, version in versions.items() if version},
+        "devices": [f"{device.device_kind} {device.id}" for device in jax.devices()],
+        "processes": jax.process_count(),
+        "git": git_revision(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def git_revision() -> str | None:
+    """The commit of this checkout, with ``+changes`` where files differ from it; None outside of git."""
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(root), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,93 @@
+"""The directory of a run: what is in it, who may write to it, whether it may be continued."""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from train.config import TrainConfig
+from train.distributed import is_lead
+from train.errors import CommandError
+from train.record import FILE_NAME, Record, differences, environment, read_record, write_record
+
+CHECKPOINTS = "checkpoints"
+LOCK = ".lock"
+
+
+def default_run_dir(config: TrainConfig) -> Path:
+    """Where a run lives unless told otherwise: the same command finds its run again."""
+    return Path("runs") / f"{config.model}-{config.preset}"
+
+
+@contextmanager
+def claimed(run_dir: Path) -> Iterator[None]:
+    """Makes a run's directory and keeps it from a second process while this one is alive.
+
+    Nothing is left of it where nothing came to be written.
+
+    Raises:
+        CommandError: it cannot be made or written to, or another process trains in it.
+    """
+    if not is_lead():
+        yield
+        return
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock = (run_dir / LOCK).open("w")
+    except OSError as error:
+        raise CommandError(f"--run-dir {run_dir} cannot be written to: {error.strerror}") from error
+    with lock:
+        try:
+            # The system lets go of the lock however the process ends.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CommandError(f"--run-dir {run_dir}: another process is training in it") from error
+        try:
+            yield
+        finally:
+            if {entry.name for entry in run_dir.iterdir()} == {LOCK}:
+                (run_dir / LOCK).unlink()
+                run_dir.rmdir()
+
+
+def has_checkpoints(run_dir: Path) -> bool:
+    """Whether the run has saved anything yet, be it sound or not."""
+    directory = run_dir / CHECKPOINTS
+    return directory.is_dir() and any(entry.name.isdigit() for entry in directory.iterdir())
+
+
+def enter(run_dir: Path, config: TrainConfig, dataset: dict[str, Any]) -> list[str]:
+    """Checks that a configuration may continue the run found in a directory, and leaves its record there.
+
+    Args:
+        run_dir: the directory, which may hold no run yet.
+        config: what is about to be trained.
+        dataset: what the data turned out to be.
+
+    Returns:
+        Lines about accepted differences to the run that is continued.
+
+    Raises:
+        CommandError: the run found there differs in what decides its outcome, or must not be continued.
+        OSError: the record cannot be written.
+    """
+    path = run_dir / FILE_NAME
+    changes: list[str] = []
+    if has_checkpoints(run_dir):
+        if config.resume == "never":
+            raise CommandError(f"--run-dir {run_dir} holds a run already: choose another or leave out --resume never")
+        old = read_record(path)
+        changes = differences(old.config, config) + [
+            f"data: {name} {old.dataset.get(name)} -> {dataset[name]}"
+            for name in ("train_images", "num_classes", "preprocessing")
+            if old.dataset.get(name) != dataset[name]
+        ]
+        if changes and not config.accept_changes:
+            raise CommandError(
+                f"--run-dir {run_dir} holds a run with other options: {'; '.join(changes)}. Choose another "
+                "--run-dir, or continue it all the same with --accept-changes"
+            )
+    if is_lead():
+        write_record(path, Record(config=config, dataset=dataset, environment=environment()))
+    return changes

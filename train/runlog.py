@@ -1,0 +1,146 @@
+"""The written trace of a run: metrics.jsonl, validation.json, TensorBoard files and optionally wandb."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from train.config import LogConfig
+from train.errors import CommandError
+from train.files import write_atomically
+
+Scores = dict[int, dict[str, float]]
+
+
+def check_log(config: LogConfig) -> None:
+    """Imports what logging needs, so that a missing package is known before anything starts.
+
+    Raises:
+        CommandError: the package is not installed.
+    """
+    try:
+        if config.wandb is not None:
+            import wandb  # noqa: F401  # type: ignore[import-not-found]
+    except ImportError as error:
+        raise CommandError("--log.wandb needs the package wandb: pip install wandb") from error
+
+
+class RunLog:
+    """Writes what happens in a run; what was written after the step it continues from is cut off first.
+
+    Args:
+        run_dir: the run's directory.
+        config: what to write.
+        step: updates made so far; 0 for a new run.
+        settings: the run's configuration, shown by wandb.
+        lead: whether this process writes; the others only keep count.
+
+    Attributes:
+        scores: validation results by step.
+
+    Raises:
+        CommandError: validation.json is damaged.
+        OSError: the directory cannot be written to.
+    """
+
+    def __init__(self, run_dir: Path, config: LogConfig, *, step: int, settings: Mapping[str, Any], lead: bool = True):
+        self._validation_path = run_dir / "validation.json"
+        self.scores = {s: v for s, v in read_scores(run_dir).items() if s <= step}
+        self._stream = self._tensorboard = self._wandb = None
+        if not lead:
+            return
+        path = run_dir / "metrics.jsonl"
+        if path.exists():
+            kept = [line for line in _lines(path) if self._holds(line, step)]
+            write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self._stream = path.open("a", encoding="utf-8")
+        self._tensorboard = _tensorboard(run_dir, step) if config.tensorboard else None
+        self._wandb = _wandb(run_dir, config.wandb, settings) if config.wandb else None
+
+    def _holds(self, line: dict[str, Any], step: int) -> bool:
+        if line["kind"] == "validation":
+            return line["step"] in self.scores
+        return line["step"] <= step
+
+    def training(self, step: int, values: Mapping[str, float]) -> None:
+        """A line about the steps up to this one."""
+        self._write("train", step, values)
+
+    def validation(self, step: int, values: Mapping[str, float]) -> None:
+        """The result of validating after this many steps; also kept in validation.json.
+
+        Raises:
+            OSError: validation.json cannot be written.
+        """
+        self._write("validation", step, values)
+        self.scores[step] = dict(values)
+        if self._stream is not None:
+            write_scores(self._validation_path, self.scores)
+
+    def _write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        if self._stream is None:
+            return
+        self._stream.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        self._stream.flush()
+        for name, value in values.items():
+            if self._tensorboard is not None:
+                self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
+        if self._wandb is not None:
+            self._wandb.log({f"{kind}/{name}": value for name, value in values.items()}, step=step)
+
+    def close(self) -> None:
+        """Writes out and closes everything."""
+        if self._stream is not None:
+            self._stream.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def read_scores(run_dir: Path) -> Scores:
+    """Validation results by step; empty where there are none yet.
+
+    Raises:
+        CommandError: validation.json is damaged.
+    """
+    path = run_dir / "validation.json"
+    if not path.exists():
+        return {}
+    try:
+        return {int(step): dict(values) for step, values in json.loads(path.read_text(encoding="utf-8")).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CommandError(
+            f"{path} is damaged ({error}); delete it to go on without the scores of past epochs"
+        ) from error
+
+
+def write_scores(path: Path, scores: Scores) -> None:
+    """Writes validation results by step, whole or not at all."""
+    write_atomically(path, (json.dumps({str(s): v for s, v in scores.items()}, indent=1) + "\n").encode())
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a log; the last may have been cut off when the process was killed."""
+    found = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and {"kind", "step"} <= line.keys():
+            found.append(line)
+    return found
+
+
+def _tensorboard(run_dir: Path, step: int) -> Any:
+    from tensorboardX import SummaryWriter
+
+    return SummaryWriter(logdir=str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
+
+
+def _wandb(run_dir: Path, project: str | None, settings: Mapping[str, Any]) -> Any:
+    import wandb  # type: ignore[import-not-found]
+
+    name = run_dir.absolute().name
+    return wandb.init(project=project, name=name, id=name, resume="allow", config=dict(settings), dir=str(run_dir))

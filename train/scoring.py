@@ -1,0 +1,192 @@
+"""Running measurement protocols over a stream of batches, on all devices, every image once.
+
+Each process measures its own rows on its own devices; only the per-image answers meet. So
+nothing here depends on the number of devices or processes but the speed.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import Partial
+
+from aa_flax.consistency import PROTOCOLS, Crop, Normalise, Protocol, Result, create_protocol
+from aa_flax.weights.config import Preprocessing
+from train.data import Batches
+from train.errors import CommandError
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """What a set of images showed.
+
+    Attributes:
+      results: by protocol name.
+      index: (images,) position in the source of each image that was measured, ascending; the
+        per-image arrays of `results` are in this order.
+      unreadable: positions of the images that could not be measured.
+    """
+
+    results: dict[str, Result]
+    index: np.ndarray
+    unreadable: np.ndarray
+
+
+def protocols_for(
+    names: Sequence[str],
+    preprocessing: Preprocessing,
+    *,
+    margin: int = 0,
+    seed: int = 0,
+    offsets: np.ndarray | None = None,
+    device_batch: int = 64,
+) -> dict[str, Protocol]:
+    """Protocols with the settings that fit images of a kind.
+
+    Args:
+      names: keys of `aa_flax.consistency.PROTOCOLS`.
+      preprocessing: says how far a crop can be shifted inside the resized image.
+      margin: `Dataset.margin`.
+      seed: of random shifts.
+      offsets: given pairs of crop offsets instead of random ones, (pairs, 2, 2) or
+        (images, pairs, 2, 2).
+      device_batch: how many crops may lie on the devices at once.
+
+    Raises:
+      CommandError: an unknown name, offsets that nothing uses or that do not fit.
+    """
+    if not names:
+        raise CommandError(f"--protocols is empty; there are {', '.join(PROTOCOLS)}")
+    room = 2 * margin or preprocessing.resize - preprocessing.crop
+    fitting: dict[str, Any] = {
+        "crop": preprocessing.crop,
+        "device_batch": device_batch,
+        # 256 - 224 gives the reference's 32 offsets, 0 to 31; enlarged images use all their room.
+        "shifts": 2 * margin + 1 if margin else room,
+        "steps": room,
+    }
+    chosen: dict[str, Protocol] = {}
+    for name in names:
+        kind = PROTOCOLS.get(name, Protocol)
+        fields = {field.name for field in dataclasses.fields(kind)}
+        settings = {key: value for key, value in fitting.items() if key in fields}
+        if offsets is not None and issubclass(kind, Crop):
+            settings["given"] = offsets
+        try:
+            chosen[name] = create_protocol(name, seed=seed, **settings)
+            side = preprocessing.resize + 2 * margin
+            chosen[name].view((side, side))
+        except ValueError as error:
+            raise CommandError(f"--protocols {name}: {error}") from error
+    if offsets is not None and not any(isinstance(each, Crop) for each in chosen.values()):
+        raise CommandError(f"--offsets are for crop and zhang2019, not for {', '.join(names)}")
+    return chosen
+
+
+def local_mesh() -> Mesh:
+    """This process's devices in a row, the axis being "data"."""
+    devices = jax.local_devices()
+    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def whole_batch(batch_size: int) -> int:
+    """The least global batch of at least `batch_size` that all devices can share evenly."""
+    devices = jax.device_count()
+    return -(-batch_size // devices) * devices
+
+
+def score(
+    fn: Partial,
+    batches: Batches,
+    protocols: Mapping[str, Protocol],
+    preprocessing: Preprocessing,
+    *,
+    margin: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> Score:
+    """Measures a network on every image of one pass.
+
+    Args:
+      fn: `Partial(function, *arrays)`, called with (n, crop, crop, 3) float32 images, to give
+        logits (n, classes). It is compiled once for each protocol as long as `function` is the
+        same object; its arrays may lie on any devices.
+      batches: what `val_batches` or `evaluation_batches` gave, with this process's rows.
+      protocols: what `protocols_for` gave; each sees the same images, which are decoded and
+        sent to the device once.
+      preprocessing: mean and standard deviation.
+      margin: `Dataset.margin`.
+      progress: called after each batch with the number of images that this process has dealt with.
+
+    Raises:
+      CommandError: no readable image; a network that returned NaN; a label outside its classes.
+    """
+    mesh = local_mesh()
+    fn = jax.tree.map(lambda leaf: _replicated(leaf, mesh), fn)
+    preprocess = Normalise(tuple(preprocessing.mean), tuple(preprocessing.std))
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    seen: dict[str, list[dict[str, jax.Array]]] = {name: [] for name in protocols}
+    counted: list[dict[str, np.ndarray]] = []
+    for batch in batches:
+        images = _reflected(jax.device_put(batch["image"], rows), margin)
+        labels = jax.device_put(batch["label"], rows)
+        # int32: index may exceed it nowhere, and jax would truncate int64 with a warning.
+        index = batch["index"].astype(np.int32)
+        for name, protocol in protocols.items():
+            part = protocol.per_image(fn, images, index=index, labels=labels, preprocess=preprocess)
+            seen[name].append(part)
+        counted.append({"index": index, "mask": batch["mask"], "bad": batch["bad"]})
+        # One batch may queue behind the running one; more would fill the device's memory.
+        if len(counted) > 1:
+            jax.block_until_ready([parts[-2] for parts in seen.values()])
+        if progress is not None:
+            progress(int((batch["mask"] | batch["bad"]).sum()))
+    return _summary(protocols, seen, counted)
+
+
+def _replicated(leaf: jax.Array, mesh: Mesh) -> jax.Array:
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        leaf = leaf.addressable_data(0)
+    return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec()))
+
+
+def _reflected(images: jax.Array, margin: int) -> jax.Array:
+    if not margin:
+        return images
+    return jnp.pad(images, ((0, 0), (margin, margin), (margin, margin), (0, 0)), mode="reflect")
+
+
+def _gathered(parts: list[dict]) -> dict[str, np.ndarray]:
+    """One process's batches, then all processes', one after the other."""
+    fetched = jax.device_get(parts)
+    local = {name: np.concatenate([part[name] for part in fetched]) for name in fetched[0]}
+    if jax.process_count() == 1:
+        return local
+    together = multihost_utils.process_allgather(local, tiled=True)
+    return {name: np.asarray(array) for name, array in together.items()}
+
+
+def _summary(
+    protocols: Mapping[str, Protocol],
+    seen: dict[str, list[dict[str, jax.Array]]],
+    counted: list[dict[str, np.ndarray]],
+) -> Score:
+    tally = _gathered(counted)
+    index, mask = tally["index"], tally["mask"]
+    rows = np.flatnonzero(mask)
+    rows = rows[np.argsort(index[rows], kind="stable")]
+    if not len(rows):
+        raise CommandError("no image could be read")
+    results = {}
+    for name, protocol in protocols.items():
+        arrays = {key: array[rows] for key, array in _gathered(seen[name]).items()}
+        try:
+            results[name] = protocol.summarise(arrays)
+        except ValueError as error:
+            raise CommandError(f"protocol {name}: {error}") from error
+    return Score(results, index[rows], np.sort(index[tally["bad"]]))

@@ -1,0 +1,165 @@
+"""Puts a run together from its configuration: network, update, state, feed, logs."""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+from optax import GradientTransformation
+
+from train.checkpoint import Checkpoints
+from train.config import TrainConfig, create_network
+from train.data import Dataset, steps_per_epoch
+from train.data.augment import augment
+from train.display import Display
+from train.distributed import Placement, is_lead
+from train.feed import DeviceFeed, Feed, LoaderFeed
+from train.initial import initial_network
+from train.interrupt import Interrupt
+from train.loop import Surroundings, Training
+from train.optim import learning_rate, sgd
+from train.record import plain
+from train.rundir import CHECKPOINTS, enter
+from train.runlog import RunLog, read_scores
+from train.step import StepOptions, TrainState, TrainStep, initial_state, make_train_step, split_model
+from train.validation import Validator
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """A run ready to go.
+
+    Attributes:
+        training: the loop.
+        around: what it works with.
+    """
+
+    training: Training
+    around: Surroundings
+
+    def close(self) -> None:
+        """Ends what runs in the background and closes files; the last save is waited for."""
+        self.around.feed.close()
+        self.around.log.close()
+        self.around.checkpoints.close()
+
+
+def describe_dataset(dataset: Dataset) -> dict[str, Any]:
+    """What a run's record keeps of its data: enough to export its weights without them."""
+    return {
+        "name": dataset.name,
+        "num_classes": dataset.num_classes,
+        "class_names": list(dataset.class_names),
+        "preprocessing": plain(dataset.preprocessing),
+        "train_images": len(dataset.train),
+        "val_images": len(dataset.val),
+    }
+
+
+def optimizer_of(config: TrainConfig, per_epoch: int) -> GradientTransformation:
+    """The optimiser of a run."""
+    return sgd(config.optim, learning_rate(config.optim, epochs=config.epochs, steps_per_epoch=per_epoch))
+
+
+def abstract_network(config: TrainConfig, num_classes: int) -> nnx.Module:
+    """The network's structure without its arrays."""
+    return nnx.eval_shape(lambda: create_network(config, num_classes))
+
+
+def abstract_state(config: TrainConfig, model: nnx.Module, optimizer: GradientTransformation) -> TrainState:
+    """Shapes and dtypes of the training state of a network, which may itself be abstract."""
+    _, params, stats = split_model(model)
+    build = functools.partial(initial_state, optimizer=optimizer, ema=config.optim.ema is not None)
+    return jax.eval_shape(build, params, stats)
+
+
+def _train_step(config: TrainConfig, dataset: Dataset, model: nnx.Module, per_epoch: int) -> TrainStep:
+    options = StepOptions(
+        seed=config.seed,
+        accumulate=config.accumulate,
+        label_smoothing=config.optim.label_smoothing,
+        ema=config.optim.ema,
+        remat=config.remat,
+    )
+
+    def prepare(images: jax.Array, step: jax.Array) -> jax.Array:
+        return augment(
+            images,
+            seed=config.seed,
+            step=step,
+            augmentation=dataset.augmentation,
+            preprocessing=dataset.preprocessing,
+        )
+
+    rate = learning_rate(config.optim, epochs=config.epochs, steps_per_epoch=per_epoch)
+    return make_train_step(split_model(model)[0], sgd(config.optim, rate), rate, prepare, options)
+
+
+def _starting_state(
+    config: TrainConfig, dataset: Dataset, placement: Placement, checkpoints: Checkpoints, model: nnx.Module, say: Any
+) -> tuple[TrainState, int]:
+    """The newest sound checkpoint, or the initial weights; and how many updates were made."""
+    optimizer = optimizer_of(config, steps_per_epoch(dataset, config.batch))
+    shapes = abstract_state(config, model, optimizer)
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement.replicated), shapes)
+    restored = checkpoints.restore(like)
+    if restored is not None:
+        for line in restored.damaged:
+            say(f"{line}; set aside")
+        say(f"continuing from step {restored.step:,}")
+        return restored.state, restored.step
+    _, params, stats = split_model(initial_network(config, dataset.num_classes))
+    state = initial_state(params, stats, optimizer, ema=config.optim.ema is not None)
+    return placement.everywhere(state), 0
+
+
+def open_session(
+    config: TrainConfig,
+    run_dir: Path,
+    dataset: Dataset,
+    placement: Placement,
+    display: Display,
+    interrupt: Interrupt,
+) -> Session:
+    """Prepares a run, new or continued.
+
+    Args:
+        config: what to train; checked.
+        run_dir: where it lives; claimed.
+        dataset: the data.
+        placement: the devices.
+        display: where to tell about it.
+        interrupt: requests to stop.
+
+    Raises:
+        CommandError: the directory's run may not be continued, its checkpoints are all damaged, or given weights do
+            not fit.
+        OSError: the run's directory cannot be written to.
+    """
+    for line in enter(run_dir, config, describe_dataset(dataset)):
+        display.say(f"changed: {line}")
+    per_epoch = steps_per_epoch(dataset, config.batch)
+    scores = {step: values["accuracy"] for step, values in read_scores(run_dir).items()}
+    checkpoints = Checkpoints(run_dir / CHECKPOINTS, scores=scores)
+    model = abstract_network(config, dataset.num_classes)
+    state, step = _starting_state(config, dataset, placement, checkpoints, model, display.say)
+    train_step = _train_step(config, dataset, model, per_epoch)
+    feed: Feed
+    if config.on_device:
+        feed = DeviceFeed(train_step, dataset, placement, batch=config.batch, seed=config.seed)
+    else:
+        feed = LoaderFeed(train_step, dataset, placement, batch=config.batch, seed=config.seed, start_step=step)
+    around = Surroundings(
+        config=config,
+        steps_per_epoch=per_epoch,
+        feed=feed,
+        validator=Validator(model, dataset, batch=config.batch // config.accumulate),
+        checkpoints=checkpoints,
+        log=RunLog(run_dir, config.log, step=step, settings=plain(config), lead=is_lead()),
+        display=display,
+        interrupt=interrupt,
+        profile_dir=run_dir / "profile",
+    )
+    return Session(Training(around, state, step), around)
