@@ -1,0 +1,63 @@
+"""`python -m benchmarks [NAME ...]`: one benchmark, or without a name every one in turn.
+
+Each is a module with a frozen dataclass `Config`, which tyro reads from the command line, and `run(config) -> int`,
+the exit code; `input_pipeline`, which is a command of its own too, calls it `main`.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import tyro
+
+BENCHMARKS = {
+    "blurpool": "the operator, forward and backward, against convolutions and the PyTorch reference",
+    "inference": "whole networks, forward",
+    "training": "whole networks, one update",
+    "dispatch": "Python's share of a call",
+    "startup": "import, creation, compilation with and without the persistent cache",
+    "consistency": "crops per second of the shift protocols",
+    "input_pipeline": "decoding and transforms, against torchvision's loader",
+}
+
+USAGE_ERROR = 2
+
+
+def _overview() -> str:
+    width = max(map(len, BENCHMARKS))
+    rows = [f"  {name:<{width}}  {summary}" for name, summary in BENCHMARKS.items()]
+    last = "`python -m benchmarks NAME --help` lists a benchmark's options; --smoke checks results and times nothing."
+    return "\n".join(["usage: python -m benchmarks NAME [OPTIONS]", "", "benchmarks:", *rows, "", last])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one benchmark.
+
+    Args:
+        arguments: the words after `python -m benchmarks`; those of this process by default.
+
+    Returns:
+        The benchmark's exit code: 0, or 2 for bad input, which is then named in one line on stderr.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview())
+        return 0 if words else USAGE_ERROR
+    name, *options = words
+    if name not in BENCHMARKS:
+        print(f"unknown benchmark {name!r}: one of {', '.join(BENCHMARKS)}", file=sys.stderr)
+        return USAGE_ERROR
+    # JAX would reserve most of the device's memory for itself, PyTorch's part included.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    module = importlib.import_module(f"benchmarks.{name}")
+    config = tyro.cli(module.Config, prog=f"python -m benchmarks {name}", args=options)
+    try:
+        return module.run(config) if hasattr(module, "run") else module.main(config)
+    except (ValueError, OSError) as error:
+        print(f"benchmark {name}: {error}", file=sys.stderr)
+        return USAGE_ERROR
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""Our networks as compiled functions of plain arrays, with the weights of a PyTorch network or fresh ones."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import aa_flax
+from aa_flax.models.base import Network
+from benchmarks import peers
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A network of the zoo, plain (``filter_size`` None) or anti-aliased."""
+
+    name: str
+    filter_size: int | None
+
+    def __str__(self) -> str:
+        return f"{self.name}_plain" if self.filter_size is None else f"{self.name}_lpf{self.filter_size}"
+
+    def create(self, dtype: Any, param_dtype: Any = jnp.float32, state: dict[str, np.ndarray] | None = None) -> Network:
+        """The network, with the weights of a PyTorch state dict where one is given; in training mode."""
+        options = {"dtype": dtype, "param_dtype": param_dtype}
+        if state is None:
+            return aa_flax.create_model(str(self), rngs=nnx.Rngs(0), **options)
+        model = aa_flax.convert_state_dict(state, str(self), **options)
+        model.train()
+        return model
+
+
+@dataclasses.dataclass
+class Compiled:
+    """A forward pass compiled for one shape.
+
+    Attributes:
+        run: the compiled function of (state, images).
+        state: the network's arrays, on the device.
+    """
+
+    run: Any
+    state: Any
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        return self.run(self.state, images)
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes for weights, images, result and everything between."""
+        return planned_memory(self.run)
+
+
+def planned_memory(compiled: Any) -> int | None:
+    """Most bytes that a compiled function holds at once, arguments included, as XLA planned them."""
+    plan = compiled.memory_analysis()
+    if plan is None:
+        return None
+    kept = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
+    return kept + plan.temp_size_in_bytes
+
+
+def forward(model: Network, batch: int, size: int, dtype: Any) -> Compiled:
+    """The network in evaluation mode, compiled for a batch of square images."""
+    model.eval()
+    graphdef, state = nnx.split(model)
+    arrays = nnx.to_pure_dict(state)
+    given = jax.ShapeDtypeStruct((batch, size, size, 3), dtype)
+    run = jax.jit(lambda arrays, x: nnx.merge(graphdef, arrays)(x)).lower(arrays, given).compile()
+    return Compiled(run, jax.device_put(arrays, jax.devices()[0]))
+
+
+def images(batch: int, size: int, seed: int = 0) -> np.ndarray:
+    """Random images, normalised, float32 NHWC."""
+    return np.random.default_rng(seed).standard_normal((batch, size, size, 3), np.float32)
+
+
+def reference_logits(net: Any, x: np.ndarray) -> np.ndarray:
+    """What the PyTorch network answers in float64."""
+    torch = peers.torch()
+    net = net.eval().to(peers.device(), torch.float64)
+    with torch.inference_mode():
+        logits = net(peers.nchw(x, "eager", torch.float64)).cpu().numpy()
+    net.to("cpu", torch.float32)
+    return logits
