@@ -1,0 +1,143 @@
+"""Tables and the picture of `examples.cifar10_study`, from its lines of JSON.
+
+python -m examples.cifar10_tables docs/results/cifar10.jsonl --picture docs/results/cifar10.png
+"""
+
+import dataclasses
+import json
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import tyro
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+Line = dict[str, Any]
+Key = tuple[str, str, str, int]
+FIGURES = ("accuracy", "consistency")
+AUGMENT = {"shift": "shifted images", "none": "no shifts"}
+# Okabe and Ito's colours, told apart by people with any colour vision.
+COLOURS = {0: "#000000", 2: "#56b4e9", 3: "#009e73", 4: "#d55e00", 5: "#cc79a7"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tables:
+    """Turn the study's results into Markdown on standard output."""
+
+    results: tyro.conf.Positional[Path]
+    """The study's output."""
+
+    picture: Path | None = None
+    """Also draw accuracy against consistency to this PNG file."""
+
+
+def read(path: Path) -> dict[Key, list[Line]]:
+    """Runs by (model, augmentation, recipe, filter size), each list in the order of seeds."""
+    cells: dict[Key, list[Line]] = defaultdict(list)
+    for text in path.read_text().splitlines():
+        line = json.loads(text)
+        cells[line["model"], line["augment"], line["recipe"], line["filter_size"]].append(line)
+    return {key: sorted(lines, key=lambda line: line["seed"]) for key, lines in sorted(cells.items())}
+
+
+def spread(lines: list[Line], figure: str) -> str:
+    """Mean and standard deviation over the seeds."""
+    values = [float(line[figure]) for line in lines]
+    return f"{mean(values):.2f} ± {stdev(values):.2f}" if len(values) > 1 else f"{values[0]:.2f}"
+
+
+def gain(plain: list[Line], blurred: list[Line], figure: str) -> str:
+    """Mean difference of runs with the same seed, with its standard error."""
+    before = {line["seed"]: float(line[figure]) for line in plain}
+    after = {line["seed"]: float(line[figure]) for line in blurred}
+    differences = [after[seed] - before[seed] for seed in after if seed in before]
+    if len(differences) < 2:
+        return f"{differences[0]:+.2f}" if differences else ""
+    return f"{mean(differences):+.2f} ± {stdev(differences) / len(differences) ** 0.5:.2f}"
+
+
+def name(taps: int) -> str:
+    """What the tables call a filter size."""
+    return f"{taps} taps" if taps else "plain"
+
+
+def filter_table(cells: dict[Key, list[Line]], model: str) -> str:
+    """One network: every filter size, each augmentation a pair of columns."""
+    augments = [a for a in AUGMENT if any(k[:3] == (model, a, "scratch") for k in cells)]
+    sizes = sorted({k[3] for k in cells if k[0] == model and k[2] == "scratch"})
+    head = "".join(f" accuracy, {AUGMENT[a]} | consistency, {AUGMENT[a]} |" for a in augments)
+    rows = [f"| {model} | seeds |{head}", "|---|---|" + "---|---|" * len(augments)]
+    for taps in sizes:
+        lines = [cells.get((model, a, "scratch", taps), []) for a in augments]
+        values = "".join(f" {spread(each, f) if each else '-'} |" for each in lines for f in FIGURES)
+        rows.append(f"| {name(taps)} | {max(map(len, lines))} |{values}")
+    return "\n".join(rows)
+
+
+def gain_table(cells: dict[Key, list[Line]]) -> str:
+    """Every network: what 4 taps add to plain, trained with the same seeds."""
+    rows = [
+        "| network | training | plain | 4 taps | gain in accuracy | gain in consistency |",
+        "|---|---|---|---|---|---|",
+    ]
+    for model, augment in sorted({(k[0], k[1]) for k in cells}):
+        plain, blurred = (cells.get((model, augment, "scratch", taps)) for taps in (0, 4))
+        if plain and blurred:
+            both = [" / ".join(spread(lines, figure) for figure in FIGURES) for lines in (plain, blurred)]
+            gains = [gain(plain, blurred, figure) for figure in FIGURES]
+            rows.append(f"| {model} | {AUGMENT[augment]} | {' | '.join(both + gains)} |")
+    return "\n".join(rows)
+
+
+def recipe_table(cells: dict[Key, list[Line]]) -> str:
+    """Fine-tuning the plain network's weights beside training from scratch."""
+    rows = ["| network | training | recipe | epochs | accuracy | consistency |", "|---|---|---|---|---|---|"]
+    for model, augment, recipe, taps in cells:
+        if recipe == "finetune":
+            for other in ("scratch", "longer", "finetune"):
+                lines = cells.get((model, augment, other, taps))
+                if lines:
+                    values = " | ".join(spread(lines, figure) for figure in FIGURES)
+                    row = f"| {model}, {name(taps)} | {AUGMENT[augment]} | {other} | {lines[0]['epochs']} | {values} |"
+                    rows.append(row)
+    return "\n".join(rows) if len(rows) > 2 else ""
+
+
+def draw(cells: dict[Key, list[Line]], path: Path) -> None:
+    """Accuracy against consistency, a panel for each augmentation; bars are the standard deviation over seeds."""
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    models = sorted({key[0] for key in cells})
+    markers = dict(zip(models, "osD^vP*Xh", strict=False))
+    augments = [augment for augment in AUGMENT if any(key[1] == augment for key in cells)]
+    for axes, augment in zip(figure.subplots(1, len(augments), squeeze=False)[0], augments, strict=True):
+        for (model, which, recipe, taps), lines in cells.items():
+            if which == augment and recipe == "scratch":
+                x, y = ([float(line[f]) for line in lines] for f in ("consistency", "accuracy"))
+                bars = {"xerr": stdev(x), "yerr": stdev(y)} if len(x) > 1 else {}
+                label = f"{model}, {name(taps)}"
+                axes.errorbar(mean(x), mean(y), fmt=markers[model], color=COLOURS[taps], label=label, **bars)
+        axes.set(title=f"CIFAR-10, {AUGMENT[augment]}", xlabel="crop consistency (%)", ylabel="test accuracy (%)")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+    figure.savefig(path, dpi=110)
+
+
+def main(tables: Tables) -> None:
+    """Prints the tables that the results allow."""
+    cells = read(tables.results)
+    for model in sorted({key[0] for key in cells}):
+        if len({key[3] for key in cells if key[0] == model and key[2] == "scratch"}) > 2:
+            print(filter_table(cells, model), end="\n\n")
+    print(gain_table(cells))
+    recipes = recipe_table(cells)
+    if recipes:
+        print("\n" + recipes)
+    if tables.picture is not None:
+        draw(cells, tables.picture)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Tables))
