@@ -1,0 +1,92 @@
+"""The benchmarks in their smallest form: right results, whole tables. Never time."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import measure
+from benchmarks.__main__ import BENCHMARKS, main
+from benchmarks.report import table
+
+
+def _run(tmp_path, name: str, *options: str) -> dict:
+    assert main([name, "--smoke", "--output", str(tmp_path), *options]) == 0
+    assert (tmp_path / f"{name}.md").read_text().startswith(f"# {name}")
+    return json.loads((tmp_path / f"{name}.json").read_text())
+
+
+def test_blurpool(tmp_path):
+    report = _run(tmp_path, "blurpool", "--no-torch", "--candidates", "--filter-sizes", "2", "5")
+    assert {title: len(rows) for title, rows in report["tables"].items()} == {"Forward": 4, "Backward": 4}
+    assert {"depthwise / ours", "pallas / ours", "flat gathers / ours"} <= set(report["tables"]["Forward"][0])
+
+
+def test_inference(tmp_path):
+    options = ("--models", "alexnet", "resnet18", "--dtypes", "float32")
+    report = _run(tmp_path, "inference", "--no-torch", *options)
+    networks = ["alexnet_lpf4", "alexnet_plain", "resnet18_lpf4", "resnet18_plain"]
+    assert [row["network"] for row in report["tables"]["Forward"]] == networks
+    assert [row["network"] for row in report["tables"]["Cost of anti-aliasing in percent"]] == networks[::2]
+
+
+def test_training(tmp_path):
+    report = _run(tmp_path, "training", "--no-torch", "--models", "resnet18", "--remat", "none", "keep_convs")
+    assert "ours, remat keep_convs / ours" in report["tables"]["Training step"][0]
+    assert report["tables"]["Cost of anti-aliasing"][0]["network"] == "resnet18_lpf4"
+
+
+def test_startup(tmp_path):
+    report = _run(tmp_path, "startup", "--no-torch")
+    assert len(report["tables"]["Seconds in a fresh process"]) == 6
+
+
+def test_consistency(tmp_path):
+    report = _run(tmp_path, "consistency", "--no-torch", "--model", "resnet18")
+    (rows,) = report["tables"].values()
+    assert [row["way"] for row in rows] == ["aa_flax", "cut on the host, jitted network"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["blur"], "unknown benchmark 'blur'"),
+        (["inference", "--models", "resnet5", "--no-torch"], "--models resnet5: no such network"),
+        (["blurpool", "--maps", "7", "--no-torch"], "--maps 7 is none of"),
+    ],
+)
+def test_bad_input_is_one_line(words, message, capsys, tmp_path):
+    assert main([*words, *(["--output", str(tmp_path)] if len(words) > 1 else [])]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_overview_names_every_benchmark(capsys):
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in BENCHMARKS)
+
+
+def test_a_wrong_or_unwritten_result_is_never_timed():
+    want = np.ones((2, 3))
+    with pytest.raises(ValueError, match="half is wrong: relative error"):
+        measure.check("half", want / 2, want, 1e-3)
+    with pytest.raises(ValueError, match="relative error nan"):
+        measure.check("gap", np.full_like(want, np.nan), want, 1e-3)
+    with pytest.raises(ValueError, match="has shape"):
+        measure.check("short", want[:1], want, 1e-3)
+
+
+def test_rounds_turn_and_figures_are_medians():
+    order = []
+
+    def case(name: str) -> measure.Case:
+        return measure.Case(lambda: order.append(name), lambda _: None)
+
+    times = measure.alternate({n: case(n) for n in "abc"}, rounds=3, window=0.0)
+    assert order[-9:] == list("abcbcacab")
+    assert all(t.low <= t.median <= t.high and t.rounds == 3 for t in times.values())
+
+
+def test_tables_leave_out_nested_values_and_fill_gaps():
+    shown = table([{"a": 1.23456, "all": {"x": 1}}, {"a": 1234.5, "b": None}])
+    assert shown.splitlines() == ["| a | b |", "| --- | --- |", "| 1.23 | - |", "| 1,234 | - |"]

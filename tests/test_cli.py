@@ -1,0 +1,84 @@
+"""The command table: help, unknown words, exit codes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from train.__main__ import COMMANDS, main
+from train.errors import CommandError
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_help_lists_every_command(capsys):
+    assert main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    for name, command in COMMANDS.items():
+        assert f"  {name} " in printed
+        assert command.summary in printed
+
+
+def test_no_command_shows_the_same_on_stderr(capsys):
+    assert main([]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "usage: python -m train COMMAND" in captured.err
+
+
+def test_an_unknown_command_lists_those_that_exist(capsys):
+    assert main(["evalute"]) == 2
+    assert capsys.readouterr().err == f"error: unknown command 'evalute'; commands are: {', '.join(COMMANDS)}\n"
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_every_command_explains_its_options(name, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([name, "--help"])
+    assert stopped.value.code == 0
+    assert f"usage: python -m train {name}" in capsys.readouterr().out
+
+
+def test_an_unknown_option_is_exit_code_two(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["evaluate", "--data", ".", "--wieghts", "x"])
+    assert stopped.value.code == 2
+    captured = capsys.readouterr()
+    assert "--wieghts" in captured.out + captured.err
+
+
+def test_a_command_error_is_one_line(monkeypatch, capsys):
+    def refuse(config):
+        raise CommandError("the thing is broken: mend it")
+
+    monkeypatch.setattr("train.evaluate.run", refuse)
+    assert main(["evaluate", "--data", "."]) == 2
+    assert capsys.readouterr().err == "error: the thing is broken: mend it\n"
+
+
+def test_an_interrupt_has_no_traceback(monkeypatch, capsys):
+    def interrupt(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("train.evaluate.run", interrupt)
+    assert main(["evaluate", "--data", "."]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_other_errors_keep_their_traceback(monkeypatch):
+    def fail(config):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("train.evaluate.run", fail)
+    with pytest.raises(ZeroDivisionError):
+        main(["evaluate", "--data", "."])
+
+
+def test_the_overview_imports_neither_jax_nor_a_command():
+    program = (
+        "import sys, train.__main__ as m; m.main(['--help']);"
+        "sys.exit(any(name in sys.modules for name in ('jax', 'train.evaluate', 'grain')))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,164 @@
+"""Exported programs: bit-equal answers, a free batch, three platforms, and damaged files."""
+
+import functools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+import aa_flax
+from aa_flax.weights.abstract import abstract_model
+from tests.foreign_networks import run, with_values
+
+
+class Tiny(nnx.Module):
+    """Somebody's network, with everything that an export has to cope with: eleven blocks, dropout, a blur."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.stem = nnx.Conv(3, 4, (3, 3), 2, rngs=rngs)
+        self.blocks = nnx.List([nnx.Linear(4, 4, rngs=rngs) for _ in range(11)])
+        self.norm = nnx.BatchNorm(4, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.relu(self.norm(self.stem(x)))
+        for block in self.blocks:
+            x = x + block(x)
+        return {"logits": self.dropout(x).mean((1, 2)), "map": x}
+
+
+def tiny() -> Tiny:
+    model = Tiny(nnx.Rngs(0))
+    for block in model.blocks:
+        block.kernel[...] = jax.random.normal(jax.random.key(id(block) % 97), (4, 4))
+    return aa_flax.antialias(model, first=True)[0]
+
+
+def images(batch: int, dtype=jnp.float32) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(0).normal(size=(batch, 16, 18, 3)), dtype)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> tuple[Tiny, Path]:
+    model = tiny()
+    directory = tmp_path_factory.mktemp("export") / "tiny"
+    return model, aa_flax.export(model, directory, image_size=(16, 18), in_channels=3)
+
+
+def test_the_program_answers_as_the_network_does_for_any_batch(exported):
+    model, directory = exported
+    assert model.norm.use_running_average is None or not model.norm.use_running_average
+    network = aa_flax.load_exported(directory)
+    assert network.platforms == ("cpu", "cuda", "tpu")
+    assert network.input_shape == ("b", 16, 18, 3)
+    model.eval()
+    for batch in (1, 3):
+        want = run(model, images(batch))
+        jax.tree.map(np.testing.assert_array_equal, network(images(batch)), want)
+    # Inside another program the weights are constants, which the compiler may fold into other roundings.
+    for got, there in zip(*map(jax.tree.leaves, (jax.jit(network)(images(3)), want)), strict=True):
+        np.testing.assert_allclose(got, there, atol=1e-5 * float(jnp.abs(there).max()))
+
+
+def test_the_weights_lie_beside_the_program_and_can_be_exchanged(exported, tmp_path):
+    model, directory = exported
+    assert sorted(p.name for p in directory.iterdir()) == ["export.json", "program.jax", "weights.safetensors"]
+    weights = load_file(directory / "weights.safetensors")
+    assert "blocks.10.kernel" in weights
+    np.testing.assert_array_equal(weights["blocks.10.kernel"], model.blocks[10].kernel[...])
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("export.json", "program.jax"):
+        (other / name).write_bytes((directory / name).read_bytes())
+    save_file({name: np.zeros_like(a) for name, a in weights.items()}, other / "weights.safetensors")
+    assert not aa_flax.load_exported(other)(images(1))["logits"].any()
+
+
+def test_a_program_runs_without_flax(exported):
+    """What an application needs is jax and safetensors alone."""
+    model, directory = exported
+    code = f"""
+import jax, numpy as np, sys
+from pathlib import Path
+from safetensors.numpy import load_file
+program = jax.export.deserialize(bytearray(Path({str(directory)!r}, "program.jax").read_bytes()))
+weights = load_file(Path({str(directory)!r}, "weights.safetensors"))
+x = np.random.default_rng(0).normal(size=(1, 16, 18, 3)).astype("f4")
+assert "flax" not in sys.modules and "aa_flax" not in sys.modules
+print(float(program.call(weights, x)["logits"][0, 0]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    model.eval()
+    assert float(done.stdout) == float(run(model, images(1))["logits"][0, 0])
+
+
+def test_networks_of_this_package_export(tmp_path):
+    """One of ResNet's and one that flattens its map, for a fixed and a free batch; both ways of NNX."""
+    model = with_values(lambda: abstract_model("resnet18_lpf3", num_classes=3, dtype=jnp.bfloat16))
+    lower = functools.partial(aa_flax.export, model, image_size=32, platforms=("cpu",))
+    with nnx.set_graph_mode(False), nnx.set_graph_updates(False):
+        lower(tmp_path / "tree")
+    network = aa_flax.load_exported(lower(tmp_path / "graph", batch=2))
+    assert network.model == "resnet18_lpf3"
+    assert network.input_shape == (2, 32, 32, 3)
+    assert network.platforms == ("cpu",)
+    same = aa_flax.load_exported(tmp_path / "tree").program
+    assert same.in_avals[:-1] == network.program.in_avals[:-1]
+    assert str(same.out_avals[0].shape) == "(b, 3)"
+
+
+def test_other_inputs_are_refused(exported):
+    network = aa_flax.load_exported(exported[1])
+    for x in (images(1)[:, :15], images(1)[0], images(1, jnp.bfloat16)):
+        with pytest.raises(ValueError, match=r"the program takes float32 \('b', 16, 18, 3\), got .*export it again"):
+            network(x)
+
+
+def test_damaged_and_missing_files(exported, tmp_path):
+    def broken(**changes: bytes | None) -> Path:
+        copy = tmp_path / f"copy{len(list(tmp_path.iterdir()))}"
+        copy.mkdir()
+        for file in exported[1].iterdir():
+            content = changes.get(file.stem, file.read_bytes())
+            if content is not None:
+                (copy / file.name).write_bytes(content)
+        return copy
+
+    program = bytearray((exported[1] / "program.jax").read_bytes())
+    program[len(program) // 2] ^= 1
+    weights = load_file(exported[1] / "weights.safetensors")
+    weights.pop("stem.bias")
+    fewer = tmp_path / "fewer.safetensors"
+    save_file(weights, fewer)
+    description = json.loads((exported[1] / "export.json").read_text())
+    for directory, error, message in (
+        (broken(program=bytes(program)), ValueError, "program.jax: not the file that was exported"),
+        (broken(weights=fewer.read_bytes(), export=json.dumps(description).encode()), ValueError, "stem.bias"),
+        (broken(weights=b"too short"), ValueError, "weights.safetensors: "),
+        (broken(weights=None), FileNotFoundError, "weights.safetensors: not found; export the network again"),
+        (broken(export=b"{}"), ValueError, "export.json: damaged"),
+        (tmp_path / "nowhere", FileNotFoundError, "export.json: not found"),
+    ):
+        with pytest.raises(error, match=message):
+            aa_flax.load_exported(directory)
+
+
+def test_misuse(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"in_channels is needed to export Tiny, which has no spec"):
+        aa_flax.export(tiny(), tmp_path / "x")
+    with pytest.raises(ValueError, match=r"export needs a model with values, but bn1\.bias has none"):
+        aa_flax.export(abstract_model("resnet18"), tmp_path / "x")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileExistsError, match="it is a file"):
+        aa_flax.export(tiny(), tmp_path / "file", in_channels=3, image_size=16, platforms=("cpu",))
+    assert not (tmp_path / "x").exists()
+    monkeypatch.setitem(sys.modules, "flatbuffers", None)
+    with pytest.raises(ImportError, match="pip install flatbuffers"):
+        aa_flax.load_exported(tmp_path)

@@ -1,0 +1,297 @@
+"""Presets, the command line, checks before anything starts, and the record beside a run."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import aa_flax
+from train.config import NetworkConfig, TrainConfig, validate
+from train.data import DataConfig
+from train.distributed import LaunchConfig, check_batch
+from train.errors import CommandError
+from train.fit import parse
+from train.optim import OptimConfig, learning_rate
+from train.presets import preset
+from train.record import FILE_NAME, Record, differences, plain, read_record, write_record
+from train.rundir import claimed, default_run_dir, enter
+
+# SPEC section 4: learning rate, schedule, weight decay, epochs.
+PUBLISHED = {
+    **dict.fromkeys(("alexnet", "vgg11", "vgg13", "vgg16", "vgg19"), (0.01, "steps", 0.0001, 90)),
+    **{f"vgg{depth}_bn": (0.05, "steps", 1e-4, 90) for depth in (11, 13, 16, 19)},
+    **{f"resnet{depth}": (0.1, "steps", 1e-4, 90) for depth in (18, 34, 50, 101, 152)},
+    **dict.fromkeys(
+        ("resnext50_32x4d", "resnext101_32x8d", "wide_resnet50_2", "wide_resnet101_2"), (0.1, "steps", 0.0001, 90)
+    ),
+    **{f"densenet{depth}": (0.1, "steps", 1e-4, 90) for depth in (121, 161, 169, 201)},
+    "mobilenet_v2": (0.05, "cosine_epochs", 4e-5, 150),
+}
+
+
+def test_every_network_has_its_published_recipe():
+    assert sorted(PUBLISHED) == aa_flax.list_models()
+    for name, (lr, schedule, decay, epochs) in PUBLISHED.items():
+        config = preset("zhang2019", f"{name}_lpf3")
+        optim = config.optim
+        assert (optim.lr, optim.schedule, optim.weight_decay, config.epochs) == (lr, schedule, decay, epochs), name
+        assert (config.batch, optim.momentum, optim.nesterov, optim.decay_all) == (256, 0.9, False, True), name
+        assert config.data.augment == "standard"
+        validate(config)
+
+
+def test_fine_tuning_is_a_tenth_of_the_rate_for_sixty_epochs():
+    for name, (lr, *_) in PUBLISHED.items():
+        config = preset("finetune", name)
+        assert config.optim.lr == pytest.approx(lr / 10)
+        assert config.epochs == 60
+        validate(dataclasses.replace(config, init=f"{name}_plain"))
+        with pytest.raises(CommandError, match=f"--init {name}_plain"):
+            validate(config)
+
+
+@pytest.mark.parametrize("name", ["zhang2019", "modern", "cifar10", "digits"])
+def test_every_preset_is_sound_for_every_network(name):
+    for network in PUBLISHED:
+        for spec in (network, f"{network}_lpf5", f"{network}_plain"):
+            config = preset(name, spec)
+            assert (config.model, config.preset) == (spec, name)
+            validate(config)
+
+
+def rates(config: OptimConfig, epochs: int, steps: int = 10) -> np.ndarray:
+    rate = learning_rate(config, epochs=epochs, steps_per_epoch=steps)
+    return np.array([float(rate(step)) for step in range(epochs * steps)])
+
+
+def test_steps_divide_by_ten_every_thirty_epochs():
+    found = rates(OptimConfig(lr=0.1), epochs=90, steps=2)
+    expected = np.repeat([0.1, 0.01, 0.001], 60)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_the_cosine_by_epochs_is_the_reference_formula():
+    found = rates(OptimConfig(lr=0.05, schedule="cosine_epochs"), epochs=5, steps=3)
+    expected = 0.05 * 0.5 * (1 + np.cos(np.pi * np.repeat(np.arange(5), 3) / 5))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-8)
+
+
+def test_warm_up_rises_linearly_into_a_cosine_that_ends_near_zero():
+    found = rates(OptimConfig(lr=1.0, schedule="cosine", warmup_epochs=2), epochs=10)
+    np.testing.assert_allclose(found[:20], np.arange(1, 21) / 20, rtol=1e-5)
+    expected = 0.5 * (1 + np.cos(np.pi * np.arange(80) / 80))
+    np.testing.assert_allclose(found[20:], expected, rtol=1e-4, atol=1e-6)
+
+
+WRONG = [
+    (("--optim.lr", "-1"), "--optim.lr is -1.0, but must be a positive number"),
+    (("--optim.lr", "nan"), "--optim.lr is nan"),
+    (("--optim.momentum", "1"), "--optim.momentum is 1.0"),
+    (("--optim.weight-decay", "-0.1"), "--optim.weight-decay is -0.1"),
+    (("--optim.label-smoothing", "1"), "--optim.label-smoothing is 1.0"),
+    (("--optim.ema", "1.5"), "--optim.ema is 1.5"),
+    (("--optim.ema", "0"), "--optim.ema is 0.0"),
+    (("--optim.clip-norm", "0"), "--optim.clip-norm is 0.0"),
+    (("--optim.warmup-epochs", "99"), "--optim.warmup-epochs is 99.0, but must be from 0 to --epochs (12)"),
+    (("--optim.drop-every", "0"), "--optim.drop-every is 0"),
+    (("--epochs", "0"), "--epochs is 0, but must be at least 1"),
+    (("--batch", "0"), "--batch is 0"),
+    (("--accumulate", "0"), "--accumulate is 0"),
+    (("--accumulate", "3"), "--accumulate is 3, but must divide --batch (64)"),
+    (("--bn-group", "7"), "--bn-group is 7, but must divide the 64 images"),
+    (("--bn-group", "0"), "--bn-group is 0"),
+    (("--validate-every", "0"), "--validate-every is 0"),
+    (("--checkpoint-every", "0"), "--checkpoint-every is 0"),
+    (("--log.every", "0"), "--log.every is 0"),
+    (("--profile", "-1"), "--profile is -1"),
+    (("--seed", "-1"), "--seed is -1"),
+    (("--new-head",), "--new-head"),
+    (("--net.drop-rate", "0.5"), "drop_rate"),
+    (("--net.width-mult", "0"), "--net.width-mult is 0.0"),
+    (("--coordinator", "localhost:1"), "--coordinator, --num-processes and --process-id need --distributed"),
+    (("--distributed", "--coordinator", "localhost:1"), "give all or none"),
+    (
+        ("--distributed", "--coordinator", "x:1", "--num-processes", "2", "--process-id", "2"),
+        "--process-id is 2, but must be from 0 to 1",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), WRONG, ids=lambda value: " ".join(value) if type(value) is tuple else ""
+)
+def test_wrong_values_name_their_option(options, message):
+    with pytest.raises(CommandError) as caught:
+        validate(parse(list(options), "fit"))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_network_lists_close_ones():
+    with pytest.raises(CommandError, match="resnet50"):
+        parse(["resnet5"], "fit")
+
+
+@pytest.mark.parametrize(
+    "options", [("--optim.lr", "fast"), ("--batch", "1.5"), ("--preset", "nothing"), ("--learn", "1")]
+)
+def test_what_is_no_value_at_all_ends_with_code_two(options, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse(list(options), "fit")
+    assert caught.value.code == 2
+    assert options[0] in capsys.readouterr().err
+
+
+def test_options_win_over_the_preset_wherever_they_stand():
+    config = parse(["--optim.lr", "0.05", "vgg16_lpf2", "--preset", "zhang2019", "--epochs", "3"], "fit")
+    assert (config.model, config.optim.lr, config.epochs, config.optim.weight_decay) == ("vgg16_lpf2", 0.05, 3, 1e-4)
+    assert config.optim.schedule == "steps"
+
+
+def test_the_recipe_follows_from_the_data_unless_it_is_named():
+    assert parse([], "fit").preset == "digits"
+    assert parse(["resnet18"], "fit").preset == "digits"
+    assert parse(["resnet18", "--data.dir", "/data"], "fit").preset == "zhang2019"
+    assert parse(["--data.dir", "/data"], "fit").model == "resnet50_lpf4"
+    assert parse(["--data.dir", "/data", "--preset", "modern"], "fit").preset == "modern"
+    assert parse(["--init", "resnet50_plain", "resnet34_lpf4"], "fit").model == "resnet34_lpf4"
+
+
+def test_help_shows_the_defaults_of_the_named_preset(capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse(["mobilenet_v2", "--preset", "zhang2019", "--help"], "fit")
+    assert caught.value.code == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "Passes over the training images. (default: 150)" in text
+    assert "[STR]" in text or "MODEL" in text
+
+
+def record(config: TrainConfig) -> Record:
+    return Record(config=config, dataset={"num_classes": 10}, environment={"python": "3"})
+
+
+def test_the_record_gives_the_configuration_back(tmp_path):
+    config = dataclasses.replace(
+        preset("modern", "resnet50_lpf3"),
+        run_dir=Path("somewhere"),
+        bn_group=32,
+        net=NetworkConfig(pool_only=False),
+        data=DataConfig(name="cifar10", dir=Path("/data")),
+        launch=LaunchConfig(distributed=True),
+    )
+    write_record(tmp_path / FILE_NAME, record(config))
+    assert read_record(tmp_path / FILE_NAME) == record(config)
+
+
+def test_a_run_is_repeated_from_its_record(tmp_path):
+    config = dataclasses.replace(preset("cifar10", "resnet18_lpf2"), run_dir=Path("old"), seed=5, profile=3)
+    write_record(tmp_path / "config.json", record(config))
+    again = parse(["--config", str(tmp_path / "config.json"), "--epochs", "2"], "fit")
+    assert again.epochs == 2
+    assert (again.run_dir, again.profile, again.seed, again.model) == (None, 0, 5, "resnet18_lpf2")
+    assert differences(config, again) == ["--epochs: 30 -> 2"]
+    with pytest.raises(CommandError, match="leave resnet50 out"):
+        parse(["resnet50", "--config", str(tmp_path / "config.json")], "fit")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("config", "epochs"), "many", "epochs is 'many', but must be of type int"),
+        (("config", "epochs"), True, "epochs is True"),
+        (("config", "optim", "lr"), None, "lr is None"),
+        (("config", "optim", "schedule"), "zigzag", "schedule is 'zigzag', but must be one of steps"),
+        (("config", "surprise"), 1, "unknown field 'surprise'"),
+        (("config", "data"), 3, "data: expected an object"),
+        (("config", "data", "workers"), -1, "--data.workers is -1"),
+    ],
+)
+def test_a_damaged_record_names_the_field(tmp_path, path, value, message):
+    content = {"config": plain(preset("digits")), "dataset": {}, "environment": {}}
+    target = content
+    for name in path[:-1]:
+        target = target[name]
+    target[path[-1]] = value
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(CommandError) as caught:
+        read_record(tmp_path / "config.json")
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
+def test_what_is_no_record_is_refused(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CommandError, match=r"config\.json is not"):
+        read_record(tmp_path / "config.json")
+    with pytest.raises(CommandError, match="No such file"):
+        parse(["--config", str(tmp_path / "nothing.json")], "fit")
+
+
+def test_how_a_run_is_carried_out_is_no_difference():
+    base = preset("digits")
+    conduct = dataclasses.replace(
+        base,
+        run_dir=Path("x"),
+        on_device=True,
+        checkpoint_every=5,
+        launch=LaunchConfig(distributed=True),
+        data=dataclasses.replace(base.data, workers=3),
+        log=dataclasses.replace(base.log, every=1),
+    )
+    assert differences(base, conduct) == []
+    changed = dataclasses.replace(base, batch=32, optim=dataclasses.replace(base.optim, lr=1.0))
+    assert differences(base, changed) == ["--batch: 64 -> 32", "--optim.lr: 0.025 -> 1.0"]
+
+
+def test_another_configuration_may_not_continue_a_run(tmp_path):
+    config = preset("digits")
+    facts = {"train_images": 10, "num_classes": 10, "preprocessing": {}}
+    assert enter(tmp_path, config, facts) == []
+    changed = dataclasses.replace(config, seed=1)
+    # Nothing is saved yet, so there is nothing to contradict.
+    assert enter(tmp_path, changed, facts) == []
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    with pytest.raises(CommandError, match=r"other options: --seed: 1 -> 0\. Choose another --run-dir"):
+        enter(tmp_path, config, facts)
+    assert read_record(tmp_path / FILE_NAME).config == changed
+    with pytest.raises(CommandError, match="data: train_images 10 -> 9"):
+        enter(tmp_path, changed, {**facts, "train_images": 9})
+    with pytest.raises(CommandError, match="--resume never"):
+        enter(tmp_path, dataclasses.replace(changed, resume="never"), facts)
+    assert enter(tmp_path, dataclasses.replace(config, accept_changes=True), facts) == ["--seed: 1 -> 0"]
+
+
+def test_a_directory_is_trained_in_by_one_process(tmp_path):
+    with (
+        claimed(tmp_path / "run"),
+        pytest.raises(CommandError, match="another process is training"),
+        claimed(tmp_path / "run"),
+    ):
+        pass
+    with claimed(tmp_path / "run"):
+        pass
+
+
+def test_a_directory_that_cannot_be_written_to_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(CommandError, match=r"--run-dir .*file/run cannot be written to: Not a directory"),
+        claimed(tmp_path / "file" / "run"),
+    ):
+        pass
+
+
+def test_the_same_command_finds_its_run_again():
+    assert default_run_dir(preset("digits")) == Path("runs/mobilenet_v2_lpf4-digits")
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulate", "devices", "message"),
+    [(100, 1, 8, "96 or 104 would do"), (4, 1, 8, "; 8 would do"), (64, 3, 8, "48 or 72 would do")],
+)
+def test_a_batch_must_be_shared_evenly(batch, accumulate, devices, message):
+    with pytest.raises(CommandError, match=message):
+        check_batch(batch, accumulate, devices)
+    check_batch(64, 2, 8)

@@ -1,0 +1,268 @@
+"""Whole runs: continued bit for bit after every way to die, repeated, exported, refused with one line."""
+
+import json
+import random
+import resource
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from aa_flax.models import mobilenet
+from aa_flax.weights.store import load_pretrained, read_config, save_pretrained
+from tests.small_train import shrink
+from tests.training_runs import (
+    SMALL,
+    STEPS,
+    assert_same_arrays,
+    final_arrays,
+    finish,
+    kill,
+    lines,
+    losses,
+    start,
+    wait_for_step,
+)
+from train.__main__ import main
+from train.checkpoint import TEMPORARY
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory) -> Path:
+    """Compiled programs of the small network, shared by all processes of this test run."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory, cache) -> Path:
+    """A small run from start to end."""
+    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    output = finish(start(*SMALL, "--run-dir", str(run_dir), cache=cache))
+    assert "finished" in output
+    assert f"python -m train export {run_dir} --output DIR" in " ".join(output.split())
+    return run_dir
+
+
+@pytest.fixture
+def small_network(monkeypatch):
+    """The small network in this process too."""
+    stages = mobilenet.STAGES
+    shrink()
+    yield
+    mobilenet.STAGES = stages
+
+
+def wait_for_save(run_dir: Path, process) -> None:
+    """Waits until a checkpoint is being written."""
+    while process.poll() is None:
+        if any((run_dir / "checkpoints").glob(f"*{TEMPORARY}")):
+            return
+        time.sleep(0.001)
+    raise AssertionError(f"ended before a save was seen:\n{process.communicate()[0]}")
+
+
+def test_a_run_killed_stopped_and_damaged_ends_as_the_undisturbed_one(tmp_path, cache, undisturbed):
+    run_dir = tmp_path / "run"
+    words = (*SMALL, "--run-dir", str(run_dir), "--checkpoint-every", "3")
+
+    process = start(*words, cache=cache)
+    wait_for_step(process, run_dir, random.Random(0).randrange(4, 9))
+    kill(process)
+
+    process = start(*words, cache=cache)
+    wait_for_save(run_dir, process)
+    kill(process)
+
+    process = start(*words, cache=cache)
+    wait_for_step(process, run_dir, 13)
+    process.send_signal(signal.SIGTERM)
+    output = finish(process)
+    if "stopped by SIGTERM at step" in output:
+        assert "The same command continues." in output
+
+    newest = max((run_dir / "checkpoints").iterdir(), key=lambda path: int(path.name) if path.name.isdigit() else -1)
+    file = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+    output = finish(start(*words, cache=cache))
+    assert f"checkpoint of step {newest.name} is damaged" in output
+    assert "continuing from step" in output
+    assert_same_arrays(final_arrays(run_dir), final_arrays(undisturbed))
+    assert losses(run_dir) == losses(undisturbed)
+    assert [line["step"] for line in lines(run_dir, "validation")] == [8, 16, 24]
+
+
+def test_the_record_beside_a_run_repeats_it(tmp_path, cache, undisturbed):
+    record = json.loads((undisturbed / "config.json").read_text())
+    assert record["config"]["batch"] == 32
+    assert record["dataset"]["num_classes"] == 10
+    environment = record["environment"]
+    assert environment["devices"] == ["cpu 0"]
+    assert environment["packages"]["jax"] == jax.__version__
+    assert {"git", "command", "python", "started"} <= environment.keys()
+    finish(
+        start("fit", "--config", str(undisturbed / "config.json"), "--run-dir", str(tmp_path / "again"), cache=cache)
+    )
+    assert losses(tmp_path / "again") == losses(undisturbed)
+    assert_same_arrays(final_arrays(tmp_path / "again"), final_arrays(undisturbed))
+
+
+def test_a_finished_run_is_only_reported(tmp_path, cache, undisturbed):
+    run_dir = shutil.copytree(undisturbed, tmp_path / "run")
+    before = (run_dir / "metrics.jsonl").read_text()
+    output = finish(start(*SMALL, "--run-dir", str(run_dir), cache=cache))
+    assert "finished" in output
+    assert (run_dir / "metrics.jsonl").read_text() == before
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, cache, undisturbed):
+    run_dir = shutil.copytree(undisturbed, tmp_path / "run")
+    hopeless = ("--optim.lr", "1e30", "--optim.schedule", "constant", "--epochs", "4", "--accept-changes")
+    output = finish(start(*SMALL, "--run-dir", str(run_dir), *hopeless, cache=cache), code=2)
+    message = output.strip().splitlines()[-1]
+    assert message.startswith("error: the ")
+    assert "at step 26 (learning rate 1e+30)" in message or "at step 27 (learning rate 1e+30)" in message
+    assert f"the last good checkpoint is of step {STEPS}" in message
+    assert str(run_dir / "checkpoints") in message
+
+
+def test_a_full_disk_stops_the_run_and_names_what_is_saved(tmp_path, cache, undisturbed):
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+
+    run_dir = tmp_path / "run"
+    output = finish(start(*SMALL, "--run-dir", str(run_dir), cache=cache, preexec_fn=limit), code=2)
+    message = output.strip().splitlines()[-1]
+    assert message.startswith(f"error: checkpoint could not be written to {run_dir}/checkpoints: File too large")
+    assert not list((run_dir / "checkpoints").iterdir())
+    # With room again, the same command goes on.
+    finish(start(*SMALL, "--run-dir", str(run_dir), cache=cache))
+    assert_same_arrays(final_arrays(run_dir), final_arrays(undisturbed))
+
+
+@pytest.mark.usefixtures("small_network")
+def test_an_exported_run_is_the_network_it_trained(tmp_path, undisturbed, capsys):
+    assert main(["export", str(undisturbed), "--output", str(tmp_path / "out"), "--license", "MIT"]) == 0
+    assert str(tmp_path / "out") in capsys.readouterr().out
+    model = load_pretrained(tmp_path / "out")
+    arrays = final_arrays(undisturbed)
+    np.testing.assert_array_equal(model.classifier.kernel[...], arrays["params.classifier.kernel"])
+    np.testing.assert_array_equal(model.head.bn.var[...], arrays["stats.head.bn.var"])
+    config = read_config(tmp_path / "out")
+    assert (config.num_classes, config.license, config.source["step"]) == (10, "MIT", STEPS)
+    assert config.class_names == tuple(f"class{i}" for i in range(10))
+    assert config.preprocessing.crop == 16
+    assert config.metrics == json.loads((undisturbed / "validation.json").read_text())[str(STEPS)]
+
+
+@pytest.mark.usefixtures("small_network")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--weights", "ema"), "--weights ema: the run"),
+        (("--checkpoint", "5"), "--checkpoint 5: "),
+    ],
+)
+def test_what_cannot_be_exported_is_refused(tmp_path, undisturbed, capsys, options, message):
+    assert main(["export", str(undisturbed), "--output", str(tmp_path / "out"), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_directory_without_a_run_is_not_exported(tmp_path, capsys):
+    assert main(["export", str(tmp_path), "--output", str(tmp_path / "out")]) == 2
+    assert "config.json cannot be read: No such file" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("small_network")
+def test_an_export_replaces_weights_only_when_told_to(tmp_path, undisturbed, capsys):
+    words = ["export", str(undisturbed), "--output", str(tmp_path / "out")]
+    assert main(words) == 0
+    assert main(words) == 2
+    assert "--output" in capsys.readouterr().err
+    assert main([*words, "--overwrite"]) == 0
+
+
+def refused(words, capsys) -> str:
+    """The one line that a command ends with, and its exit code 2."""
+    assert main(["fit", *words]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1, error
+    return error
+
+
+def test_bad_data_are_refused_with_one_line(tmp_path, capsys):
+    run = ("--run-dir", str(tmp_path / "run"))
+    missing = tmp_path / "missing"
+    assert str(missing / "train") in refused(["--data.name", "imagenet", "--data.dir", str(missing), *run], capsys)
+    for split in ("train", "val"):
+        (tmp_path / "empty" / split / "cat").mkdir(parents=True)
+    assert "no images" in refused(["--data.name", "imagenet", "--data.dir", str(tmp_path / "empty"), *run], capsys)
+    assert "--data.dir is needed" in refused(["--data.name", "cifar10", *run], capsys)
+    few = ["--data.name", "synthetic", "--data.synthetic-size", "8", "--batch", "64"]
+    assert "8 training images, fewer than one batch of 64" in refused([*few, *run], capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_directory_that_cannot_be_written_to_is_refused(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert "file/run cannot be written to" in refused(["--run-dir", str(tmp_path / "file" / "run")], capsys)
+
+
+def test_devices_that_cannot_share_the_batch_are_refused(tmp_path, capsys):
+    assert "60, which 8 devices" in refused(["--batch", "60", "--run-dir", str(tmp_path / "run")], capsys)
+
+
+@pytest.mark.usefixtures("small_network")
+def test_weights_that_do_not_fit_are_refused(tmp_path, capsys):
+    from flax import nnx
+
+    import aa_flax
+
+    model = aa_flax.create_model("mobilenet_v2_plain", num_classes=7, width_mult=0.25, rngs=nnx.Rngs(0))
+    save_pretrained(model, tmp_path / "weights")
+    words = ["mobilenet_v2_lpf4", "--net.width-mult", "0.25", "--data.name", "synthetic", "--data.image-size", "16"]
+    words += ["--preset", "digits", "--init", str(tmp_path / "weights"), "--run-dir", str(tmp_path / "run")]
+    assert "has 7 classes, the data have 10: add --new-head" in refused(words, capsys)
+    assert "does not fit" in refused([*words, "--new-head", "--net.width-mult", "0.5"], capsys)
+    missing = [*words[:-4], "--init", str(tmp_path / "nothing"), *words[-2:]]
+    assert f"--init {tmp_path / 'nothing'}" in refused(missing, capsys)
+
+
+IN_PROCESS = [*SMALL, "--epochs", "1", "--data.augment", "standard"]
+
+
+@pytest.mark.usefixtures("small_network")
+def test_data_on_the_devices_train_as_the_loader_does(tmp_path):
+    options = ["--accumulate", "2", "--bn-group", "4", "--optim.ema", "0.9", "--optim.label-smoothing", "0.1"]
+    assert main([*IN_PROCESS, *options, "--run-dir", str(tmp_path / "loader")]) == 0
+    assert main([*IN_PROCESS, *options, "--run-dir", str(tmp_path / "device"), "--on-device"]) == 0
+    np.testing.assert_allclose(losses(tmp_path / "device"), losses(tmp_path / "loader"), rtol=1e-5)
+    assert main(["export", str(tmp_path / "loader"), "--output", str(tmp_path / "out")]) == 0
+    assert read_config(tmp_path / "out").source["weights"] == "ema"
+    arrays = final_arrays(tmp_path / "loader")
+    exported = load_pretrained(tmp_path / "out").classifier.kernel[...]
+    np.testing.assert_array_equal(exported, arrays["ema.params.classifier.kernel"])
+    assert np.abs(exported - arrays["params.classifier.kernel"]).max() > 0
+
+
+@pytest.mark.usefixtures("small_network")
+def test_bfloat16_keeps_float32_weights_and_writes_logs_and_a_trace(tmp_path):
+    words = [word for word in IN_PROCESS if word != "--log.no-tensorboard"]
+    options = ["--dtype", "bfloat16", "--profile", "2", "--epochs", "2", "--remat", "keep_convs"]
+    assert main([*words, *options, "--run-dir", str(tmp_path / "run")]) == 0
+    found = losses(tmp_path / "run")
+    assert found[-1] < found[0]
+    assert {array.dtype.name for array in final_arrays(tmp_path / "run").values()} <= {"float32", "int32"}
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+    line = lines(tmp_path / "run")[-1]
+    assert {"loss", "accuracy", "lr", "grad_norm", "epoch", "images_per_second", "data_wait"} <= line.keys()

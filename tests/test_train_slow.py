@@ -1,0 +1,80 @@
+"""The long proofs: many kills, several processes, other numbers of devices (make test-slow)."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scripts.kill_test import compare, disturbed
+from tests.training_runs import SMALL, STEPS, finish, kill, lines, losses, start, start_pair, wait_for_step
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, cache) -> Path:
+    """A small run on one device."""
+    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    finish(start(*SMALL, "--run-dir", str(run_dir), cache=cache))
+    return run_dir
+
+
+def test_twenty_runs_are_killed_and_end_as_the_undisturbed_one(tmp_path, cache, undisturbed):
+    chance = random.Random(0)
+    moments = []
+    for i in range(20):
+        moments.append(disturbed(tmp_path / str(i), cache, chance, inside_a_save=i % 2 == 1))
+        compare(tmp_path / str(i), undisturbed)
+    assert sum("while writing" in moment for moment in moments) >= 5, moments
+
+
+def test_eight_devices_and_two_processes_have_the_losses_of_one_device(tmp_path, cache, undisturbed):
+    finish(start(*SMALL, "--run-dir", str(tmp_path / "eight"), cache=cache, devices=8))
+    for process in start_pair(tmp_path / "pair", cache=cache):
+        finish(process)
+    expected = losses(undisturbed)
+    for name in ("eight", "pair"):
+        np.testing.assert_allclose(losses(tmp_path / name), expected, rtol=0, atol=1e-5, err_msg=name)
+        scores = [line["accuracy"] for line in lines(tmp_path / name, "validation")]
+        assert len(scores) == 3
+
+
+def test_a_run_moves_from_one_device_to_eight_and_back(tmp_path, cache, undisturbed):
+    run_dir = tmp_path / "run"
+    words = (*SMALL, "--run-dir", str(run_dir), "--checkpoint-every", "2")
+    for devices, until in ((1, 6), (8, 14)):
+        process = start(*words, cache=cache, devices=devices)
+        wait_for_step(process, run_dir, until)
+        kill(process)
+    assert "continuing from step" in finish(start(*words, cache=cache))
+    np.testing.assert_allclose(losses(run_dir), losses(undisturbed), rtol=0, atol=1e-5)
+
+
+def test_two_processes_go_on_exactly_after_one_was_killed(tmp_path, cache):
+    for process in start_pair(tmp_path / "undisturbed", cache=cache):
+        finish(process)
+    run_dir = tmp_path / "run"
+    pair = start_pair(run_dir, "--checkpoint-every", "2", cache=cache)
+    wait_for_step(pair[0], run_dir, 9)
+    kill(pair[1])
+    # What a cluster does once one of its processes is gone.
+    kill(pair[0])
+    for process in start_pair(run_dir, "--checkpoint-every", "2", cache=cache):
+        finish(process)
+    assert losses(run_dir) == losses(tmp_path / "undisturbed")
+    assert len(losses(run_dir)) == STEPS
+
+
+def test_sigterm_to_one_of_two_processes_stops_both_and_loses_nothing(tmp_path, cache):
+    pair = start_pair(tmp_path / "run", "--epochs", "40", cache=cache)
+    wait_for_step(pair[0], tmp_path / "run", 20)
+    pair[1].terminate()
+    outputs = [finish(process) for process in pair]
+    assert "stopped by SIGTERM at step" in outputs[0]
+    assert any((tmp_path / "run" / "checkpoints").iterdir())
