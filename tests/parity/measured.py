@@ -12,7 +12,9 @@ def add(network: str, size: tuple[int, int], logits: float, worst: float, where:
 
 def table() -> str:
     lines = ["| network | image | logits | worst module | which |", "|---|---|---|---|---|"]
-    lines += [f"| {n} | {size} | {logits:.1e} | {worst:.1e} | {where} |" for n, size, logits, worst, where in ROWS]
+    rows = sorted(ROWS)
+    lines += [f"| {n} | {size} | {logits:.1e} | {worst:.1e} | {where} |" for n, size, logits, worst, where in rows]
+    lines.append(f"| worst of {len(rows)} | | {max(r[2] for r in rows):.1e} | {max(r[3] for r in rows):.1e} | |")
     return "\n".join(lines)
 
 
@@ -20,4 +22,4 @@ def write() -> None:
     """Writes the table to `out/parity.md`."""
     path = Path(__file__).parents[2] / "out" / "parity.md"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(f"# Parity with PyTorch: max|a - b| / max|a|\n\n{table()}\n")
+    path.write_text(f"# Parity with PyTorch: max|a - b| / max|b|\n\n{table()}\n")
