@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 WORKERS ?= 2
-PYTEST := $(PY) -m pytest --numprocesses $(WORKERS)
+# A file stays on one worker, which has its programs compiled already.
+PYTEST := $(PY) -m pytest --numprocesses $(WORKERS) --dist loadfile
 # The oracles of the parity tests. The reference package and torchvision come without their dependencies: the CPU build
 # of torch is enough for both.
 TORCH ?= torch==2.13.0
@@ -49,10 +50,10 @@ test-tree-mode: $(VENV)/.test ## the tests of networks and weights in NNX's tree
 	NNX_GRAPH_MODE=false NNX_GRAPH_UPDATES=false $(PYTEST) tests/test_models.py tests/test_store.py tests/test_recorded.py
 
 parity: $(VENV)/.parity ## compare with PyTorch: every name, plain and k=4
-	$(PYTEST) -m 'parity and not full' tests/parity
+	$(PYTEST) --dist load -m 'parity and not full' tests/parity
 
 parity-full: $(VENV)/.parity ## compare with PyTorch: the whole matrix, with a table
-	$(PYTEST) -m 'parity' tests/parity
+	$(PYTEST) --dist load -m 'parity' tests/parity
 
 lint: $(VENV)/.dev ## style, formatting and types
 	$(PY) -m ruff check .
