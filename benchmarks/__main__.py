@@ -27,8 +27,11 @@ USAGE_ERROR = 2
 def _overview() -> str:
     width = max(map(len, BENCHMARKS))
     rows = [f"  {name:<{width}}  {summary}" for name, summary in BENCHMARKS.items()]
-    last = "`python -m benchmarks NAME --help` lists a benchmark's options; --smoke checks results and times nothing."
-    return "\n".join(["usage: python -m benchmarks NAME [OPTIONS]", "", "benchmarks:", *rows, "", last])
+    last = [
+        "Without a name they run in turn; --smoke checks results and times nothing, of one or of all.",
+        "`python -m benchmarks NAME --help` lists a benchmark's options.",
+    ]
+    return "\n".join(["usage: python -m benchmarks [NAME] [OPTIONS]", "", "benchmarks:", *rows, "", *last])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,15 +44,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The benchmark's exit code: 0, or 2 for bad input, which is then named in one line on stderr.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if not words or words[0] in ("-h", "--help"):
+    if words and words[0] in ("-h", "--help"):
         print(_overview())
-        return 0 if words else USAGE_ERROR
-    name, *options = words
-    if name not in BENCHMARKS:
-        print(f"unknown benchmark {name!r}: one of {', '.join(BENCHMARKS)}", file=sys.stderr)
+        return 0
+    named = bool(words) and not words[0].startswith("-")
+    if named and words[0] not in BENCHMARKS:
+        print(f"unknown benchmark {words[0]!r}: one of {', '.join(BENCHMARKS)}", file=sys.stderr)
         return USAGE_ERROR
     # JAX would reserve most of the device's memory for itself, PyTorch's part included.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    if named:
+        return _run(words[0], words[1:])
+    codes = []
+    for name in BENCHMARKS:
+        print(f"\n== {name}", flush=True)
+        codes.append(_run(name, words))
+    return max(codes)
+
+
+def _run(name: str, options: Sequence[str]) -> int:
     module = importlib.import_module(f"benchmarks.{name}")
     config = tyro.cli(module.Config, prog=f"python -m benchmarks {name}", args=options)
     try:

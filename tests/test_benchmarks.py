@@ -66,6 +66,13 @@ def test_overview_names_every_benchmark(capsys):
     assert all(name in shown for name in BENCHMARKS)
 
 
+def test_without_a_name_all_run_in_turn_and_the_worst_code_counts(monkeypatch):
+    ran = []
+    monkeypatch.setattr("benchmarks.__main__._run", lambda *call: ran.append(call) or 2 * (call[0] == "dispatch"))
+    assert main(["--smoke"]) == 2
+    assert ran == [(name, ["--smoke"]) for name in BENCHMARKS]
+
+
 def test_a_wrong_or_unwritten_result_is_never_timed():
     want = np.ones((2, 3))
     with pytest.raises(ValueError, match="half is wrong: relative error"):

@@ -222,6 +222,9 @@ def test_the_command_measures_and_reports(photos, weights, tmp_path, capsys):
     assert len(report["repeat"]["weights_sha256"]) == 64
     assert report["repeat"]["packages"]["jax"] == jax.__version__
     assert report["repeat"]["pretrained"]["preprocessing"]["resize"] == 40
+    assert report["repeat"]["pretrained"]["pad_type"] == "reflect"
+    assert main([*command, "--protocols", "accuracy", "--pad-type", "zero"]) == 0
+    assert json.loads(report_file.read_text())["repeat"]["pretrained"]["pad_type"] == "zero"
 
 
 def test_hostile_photos_are_counted_not_dropped(weights, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Pretrained directories: what is saved comes back to the bit, what does not fit is named, nothing is left half."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -66,6 +67,14 @@ def test_round_trip(tmp_path, network):
     # Dropout and batch statistics would show here, were the loaded network not in eval mode.
     logits = nnx.jit(lambda model, images: model(images))
     np.testing.assert_array_equal(logits(loaded, images), logits(network, images))
+
+
+def test_another_padding_can_be_asked_for(directory, network):
+    loaded = load_pretrained(directory, pad_type="zero")
+    assert_same(loaded, network)
+    assert loaded.spec == dataclasses.replace(network.spec, pad_type="zero")
+    with pytest.raises(ValueError, match="pad_type must be one of .*'mirror'"):
+        load_pretrained(directory, pad_type="mirror")
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16])
@@ -380,7 +389,8 @@ def test_published_weights(tmp_path, monkeypatch, network):
     monkeypatch.chdir(tmp_path)
     assert_same(load_pretrained("mobilenet_v2_lpf3"), network)
     assert load_pretrained("mobilenet_v2_lpf3", dtype=jnp.bfloat16).stem.conv.dtype == jnp.bfloat16
-    assert asked == ["mobilenet_v2_lpf3"] * 2
+    assert load_pretrained("mobilenet_v2_lpf3", pad_type="zero").spec.pad_type == "zero"
+    assert asked == ["mobilenet_v2_lpf3"] * 3
 
 
 class Small(nnx.Module):

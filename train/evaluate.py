@@ -1,7 +1,7 @@
 """`python -m train evaluate`: accuracy and shift consistency of a network on a folder of photos."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,6 +54,8 @@ class Config:
     """Of the random offsets."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What the layers compute in; float32 uses the highest precision of the device."""
+    pad_type: Literal["reflect", "replicate", "zero", "circular"] | None = None
+    """Padding of every blur in place of the one that the network was trained with."""
     workers: int = 0
     """Loader processes; 0 decodes in threads of this one."""
     max_unreadable: float = 0.1
@@ -157,13 +159,14 @@ def _precision(config: Config) -> str:
 
 
 def _pretrained_config(config: Config) -> PretrainedConfig:
-    """What the weights say about themselves, checked against what was asked for."""
+    """What the weights say about themselves, checked against and changed by what was asked for."""
     try:
         asked = None if config.model is None else parse_spec(config.model)
         if config.weights is None:
             assert config.model is not None
-            return PretrainedConfig(model=config.model)
-        found = read_config(config.weights)
+            found = PretrainedConfig(model=config.model)
+        else:
+            found = read_config(config.weights)
     except (ValueError, OSError) as error:
         raise CommandError(str(error)) from error
     if asked is not None and asked != parse_spec(found.model):
@@ -173,7 +176,7 @@ def _pretrained_config(config: Config) -> PretrainedConfig:
         )
     if found.in_channels != 3:
         raise CommandError(f"{config.weights} takes images of {found.in_channels} channels; photos have 3")
-    return found
+    return found if config.pad_type is None else replace(found, pad_type=config.pad_type)
 
 
 def _load(config: Config) -> Partial:
@@ -181,7 +184,7 @@ def _load(config: Config) -> Partial:
     name = config.weights if config.weights is not None else config.model
     assert name is not None
     try:
-        model = load_pretrained(name, dtype=dtype)
+        model = load_pretrained(name, dtype=dtype, pad_type=config.pad_type)
     except (ValueError, OSError) as error:
         raise CommandError(str(error)) from error
     return as_function(model)

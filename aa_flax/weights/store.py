@@ -91,7 +91,12 @@ def save_pretrained(
     return directory
 
 
-def load_pretrained(name_or_directory: str | os.PathLike[str], *, dtype: jax.typing.DTypeLike | None = None) -> Network:
+def load_pretrained(
+    name_or_directory: str | os.PathLike[str],
+    *,
+    dtype: jax.typing.DTypeLike | None = None,
+    pad_type: str | None = None,
+) -> Network:
     """A network with its weights, in eval mode.
 
     Args:
@@ -100,6 +105,8 @@ def load_pretrained(name_or_directory: str | os.PathLike[str], *, dtype: jax.typ
             converted, and kept in a cache. A directory of that name comes first.
         dtype: what layers compute in. None means float32, or float64 where the stored weights are. The weights of a
             directory keep their stored types either way.
+        pad_type: padding of every blur in place of the one that the network was trained with, such as `zero` for
+            engines that cannot reflect. The answers change: `docs/export.md` has by how much.
 
     Raises:
         FileNotFoundError: no such directory, or a file is missing in it.
@@ -110,7 +117,7 @@ def load_pretrained(name_or_directory: str | os.PathLike[str], *, dtype: jax.typ
     """
     directory = Path(name_or_directory)
     if directory.is_dir():
-        return _load_directory(directory, dtype)
+        return _load_directory(directory, dtype, pad_type)
     if directory.exists():
         raise CheckpointError(
             f"{directory}: it is a file; convert it first: "
@@ -122,10 +129,10 @@ def load_pretrained(name_or_directory: str | os.PathLike[str], *, dtype: jax.typ
         if len(directory.parts) > 1 or not isinstance(name_or_directory, str):
             raise FileNotFoundError(f"{directory}: there is no such directory") from error
         raise ValueError(f"there is no directory {str(directory)!r} either: {error}") from error
-    return _load_published(str(name_or_directory), dtype)
+    return _load_published(str(name_or_directory), dtype, pad_type)
 
 
-def _load_directory(directory: Path, dtype: jax.typing.DTypeLike | None) -> Network:
+def _load_directory(directory: Path, dtype: jax.typing.DTypeLike | None, pad_type: str | None) -> Network:
     config = read_config(directory)
     spec = str(config.spec())
     path = directory / WEIGHTS_NAME
@@ -149,7 +156,7 @@ def _load_directory(directory: Path, dtype: jax.typing.DTypeLike | None) -> Netw
             config.model,
             num_classes=config.num_classes,
             in_channels=config.in_channels,
-            pad_type=config.pad_type,
+            pad_type=config.pad_type if pad_type is None else pad_type,
             dtype=compute,
             **config.options,
         )
@@ -162,14 +169,15 @@ def _load_directory(directory: Path, dtype: jax.typing.DTypeLike | None) -> Netw
     return model
 
 
-def _load_published(spec: str, dtype: jax.typing.DTypeLike | None) -> Network:
+def _load_published(spec: str, dtype: jax.typing.DTypeLike | None, pad_type: str | None) -> Network:
     # Imported when needed: most programs never download anything.
     from aa_flax.weights import catalog, mapping
     from aa_flax.weights.torch_reader import read_torch_checkpoint
 
     path = catalog.fetch(spec)
     compute = jnp.float32 if dtype is None else dtype
-    return mapping.convert_state_dict(read_torch_checkpoint(path), spec, what=str(path), dtype=compute)
+    state, pad = read_torch_checkpoint(path), "reflect" if pad_type is None else pad_type
+    return mapping.convert_state_dict(state, spec, what=str(path), dtype=compute, pad_type=pad)
 
 
 def _config(model: nnx.Module) -> PretrainedConfig:
