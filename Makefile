@@ -9,8 +9,12 @@ PYTEST := $(PY) -m pytest --numprocesses $(WORKERS) --dist loadfile
 # of torch is enough for both.
 TORCH ?= torch==2.13.0
 ORACLES ?= antialiased-cnns==0.3 torchvision==0.28.0
+# What leaves JAX, and by which packages.
+EXPORTED ?= weights/mobilenet_v2_lpf4-cifar10
+ONNX ?= jax2onnx==0.17.1 onnxruntime==1.32.0
+TENSORFLOW ?= tensorflow-cpu==2.21.0
 
-.PHONY: demo test test-slow test-newest test-tree-mode parity parity-full lint format bench wheel clean help
+.PHONY: demo test test-slow test-newest test-tree-mode test-export parity parity-full lint format bench wheel clean help
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -49,6 +53,18 @@ test-newest: ## the tests on NEWEST (default python3.12) with the newest jax and
 test-tree-mode: $(VENV)/.test ## the tests of networks and weights in NNX's tree mode
 	NNX_GRAPH_MODE=false NNX_GRAPH_UPDATES=false $(PYTEST) tests/test_models.py tests/test_store.py tests/test_recorded.py
 
+test-export: ## ONNX and TensorFlow, each in an environment of its own, against JAX
+	$(MAKE) .venv-onnx/.export VENV=.venv-onnx EXPORT='$(ONNX)'
+	.venv-onnx/bin/python -m examples.to_onnx --weights $(EXPORTED) --output out/network.onnx
+	.venv-onnx/bin/python -m examples.to_onnx --weights $(EXPORTED) --output out/network-zero.onnx --pad-type zero
+	$(MAKE) .venv-tensorflow/.export VENV=.venv-tensorflow EXPORT='$(TENSORFLOW)'
+	.venv-tensorflow/bin/python -m examples.to_savedmodel --weights $(EXPORTED) --output out/saved_model
+
+$(VENV)/.export: pyproject.toml | $(VENV)/.made
+	mkdir -p out
+	$(PY) -m pip install --quiet --editable . tyro $(EXPORT)
+	touch $@
+
 parity: $(VENV)/.parity ## compare with PyTorch: every name, plain and k=4
 	$(PYTEST) --dist load -m 'parity and not full' tests/parity
 
@@ -71,4 +87,4 @@ wheel: | $(VENV)/.made ## build the wheel under dist/
 	$(PY) -m pip wheel --no-deps --wheel-dir dist .
 
 clean: ## remove what the targets made
-	rm -rf $(VENV) .venv-newest build dist out runs *.egg-info
+	rm -rf $(VENV) .venv-* build dist out runs *.egg-info

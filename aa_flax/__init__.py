@@ -8,7 +8,9 @@ from aa_flax.blurpool import BlurPool1D, BlurPool2D, BlurPool3D, blur_pool
 from aa_flax.downsample import AdaptivePolyphase, ContentAdaptiveBlur, Downsample, IdealLowPass
 from aa_flax.export import ExportedNetwork, export, load_exported
 from aa_flax.hub import load_from_hub, push_to_hub
+from aa_flax.inference import fold_batchnorm
 from aa_flax.models import ModelSpec, Network, create_model, list_models
+from aa_flax.platforms import traced_for
 from aa_flax.pooling import adaptive_avg_pool, avg_pool, max_blur_pool, max_pool
 from aa_flax.surgery import StridedOperation, SurgeryReport, antialias, find_strided
 from aa_flax.upsample import BlurUpsample, blur_upsample
@@ -53,6 +55,7 @@ __all__ = [
     "create_model",
     "export",
     "find_strided",
+    "fold_batchnorm",
     "linen",
     "list_models",
     "load_exported",
@@ -66,4 +69,5 @@ __all__ = [
     "read_torch_checkpoint",
     "save_pretrained",
     "to_torch_state_dict",
+    "traced_for",
 ]

@@ -19,6 +19,8 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+from aa_flax.platforms import platform_dependent
+
 # The names numpy uses for the same index rules; the reference's short names are accepted as well.
 _NUMPY_PAD_MODES: dict[str, Literal["reflect", "edge", "constant", "wrap"]] = {
     "reflect": "reflect",
@@ -245,7 +247,7 @@ def blur_axes(
             specs.append(spec)
     if not specs:
         return x
-    return lax.platform_dependent(
+    return platform_dependent(
         x,
         tpu=functools.partial(apply_along, specs=tuple(specs), along=matmul_along),
         default=functools.partial(apply_along, specs=tuple(specs), along=gather_along),

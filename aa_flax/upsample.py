@@ -7,11 +7,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 
 from aa_flax import blurpool
 from aa_flax.blurpool import Band, blur_band
 from aa_flax.downsample import matrix_along, strides_per_axis
+from aa_flax.platforms import platform_dependent
 
 
 class _UpAxis(NamedTuple):
@@ -89,7 +89,7 @@ def blur_upsample(
             spec = _UpAxis(axis, n, m, filter_size, s, pad_type)
             spec.bands  # noqa: B018  a filter with gaps raises here, before anything is traced
             specs.append(spec)
-    return lax.platform_dependent(
+    return platform_dependent(
         x,
         tpu=functools.partial(_apply, specs=tuple(specs), along=_dense_axis),
         # The operator of blur_pool: gathers both ways, by its own differentiation rule.

@@ -72,13 +72,14 @@ class Job:
 
 def run(config: Config) -> int:
     """Measures every combination; see `Config`."""
+    jobs = _jobs(config)
     report = Report("blurpool", config.output)
     reason = peers.missing() if config.torch else "PyTorch's part was left out: --no-torch"
     if reason:
         report.note(reason)
     bandwidth = measure.copy_bandwidth(1 << 20 if config.smoke else 1 << 30, **config.timing)  # type: ignore[arg-type]
     report.note(f"Copy bandwidth of the device in this run: {bandwidth / 1e9:,.0f} GB/s.")
-    for job in _jobs(config):
+    for job in jobs:
         _measure(job, config, report, bandwidth, with_torch=reason is None)
     print(report.markdown())
     return 0

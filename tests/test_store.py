@@ -73,7 +73,7 @@ def test_another_padding_can_be_asked_for(directory, network):
     loaded = load_pretrained(directory, pad_type="zero")
     assert_same(loaded, network)
     assert loaded.spec == dataclasses.replace(network.spec, pad_type="zero")
-    with pytest.raises(ValueError, match="pad_type must be one of .*'mirror'"):
+    with pytest.raises(ValueError, match=r"pad_type must be one of .*'mirror'"):
         load_pretrained(directory, pad_type="mirror")
 
 

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from aa_flax.platforms import platform_dependent
+
 
 def depthwise_conv(
     x: jax.Array,
@@ -41,7 +43,7 @@ def depthwise_conv(
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:3], reach, strides, padding)
     shifted = functools.partial(_shifted_products, strides=strides, padding=tuple(padding), dilation=dilation)
-    return lax.platform_dependent(x, kernel, cpu=shifted, default=native)
+    return platform_dependent(x, kernel, cpu=shifted, default=native)
 
 
 def _shifted_products(

@@ -1,0 +1,77 @@
+"""A network as an ONNX file, checked in onnxruntime.
+
+    python -m examples.to_onnx --weights weights/mobilenet_v2_lpf4-cifar10 --output network.onnx
+
+The converter jax2onnx holds other packages back, so it wants an environment of its own: make test-export makes one.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import jax
+import jax2onnx  # pyright: ignore[reportMissingImports]
+import numpy as np
+import onnxruntime  # pyright: ignore[reportMissingImports]
+import tyro
+from flax import nnx
+
+import aa_flax
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Convert and compare."""
+
+    weights: Path
+    """A directory that convert_weights.py or save_pretrained has written."""
+
+    output: Path
+    """The ONNX file."""
+
+    size: int | None = None
+    """Side of the images; by default the crop of the weights' preprocessing."""
+
+    pad_type: str | None = None
+    """Padding of the blurs in place of the trained one, such as zero."""
+
+    tolerance: float = 1e-5
+    """Largest difference to JAX, over the largest logit."""
+
+
+class _NoDropout(nnx.Module):
+    """What dropout is when nothing is trained."""
+
+    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+        return x
+
+
+def main(config: Config) -> int:
+    """Writes the file; 1 where onnxruntime and JAX differ."""
+    described = aa_flax.read_config(config.weights)
+    size = config.size or described.preprocessing.crop
+    model = aa_flax.fold_batchnorm(aa_flax.load_pretrained(config.weights, pad_type=config.pad_type))
+    # jax2onnx puts layers of its own in place of Flax's; that of Dropout takes no `rngs`.
+    model = nnx.recursive_map(lambda _, node: _NoDropout() if isinstance(node, nnx.Dropout) else node, model)
+
+    def network(images: jax.Array) -> jax.Array:
+        return model(images)
+
+    # ONNX has no choice by platform. The form for TPU holds a blur as one matrix product per axis, without gathers.
+    with aa_flax.traced_for("tpu"):
+        shape = ("batch", size, size, described.in_channels)
+        jax2onnx.to_onnx(network, [shape], return_mode="file", output_path=str(config.output))
+
+    session = onnxruntime.InferenceSession(str(config.output))
+    images = np.random.default_rng(0).standard_normal((3, size, size, described.in_channels), np.float32)
+    got = session.run(None, {session.get_inputs()[0].name: images})[0]
+    with jax.default_matmul_precision("highest"):
+        want = np.asarray(jax.jit(network)(images))
+    error = float(np.abs(got - want).max() / np.abs(want).max())
+    print(f"{config.output}: {described.model}, images (batch, {size}, {size}, {described.in_channels})")
+    print(f"onnxruntime {onnxruntime.__version__} and JAX differ by {error:.1e} of the largest logit")
+    return int(not error <= config.tolerance)
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Config, description=__doc__)))
