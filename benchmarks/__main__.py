@@ -1,7 +1,7 @@
 """`python -m benchmarks [NAME ...]`: one benchmark, or without a name every one in turn.
 
 Each is a module with a frozen dataclass `Config`, which tyro reads from the command line, and `run(config) -> int`,
-the exit code; `input_pipeline`, which is a command of its own too, calls it `main`.
+the exit code.
 """
 
 import importlib
@@ -66,7 +66,7 @@ def _run(name: str, options: Sequence[str]) -> int:
     module = importlib.import_module(f"benchmarks.{name}")
     config = tyro.cli(module.Config, prog=f"python -m benchmarks {name}", args=options)
     try:
-        return module.run(config) if hasattr(module, "run") else module.main(config)
+        return module.run(config)
     except (ValueError, OSError) as error:
         print(f"benchmark {name}: {error}", file=sys.stderr)
         return USAGE_ERROR

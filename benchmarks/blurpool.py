@@ -34,8 +34,8 @@ class Config(Common):
     filter_sizes: tuple[int, ...] = (2, 3, 4, 5)
     """Numbers of taps."""
 
-    dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
-    """Types of the maps."""
+    dtypes: tuple[Literal["float32", "bfloat16"], ...] | None = None
+    """Types of the maps; both on an accelerator, float32 on a CPU by default."""
 
     candidates: bool = False
     """Measure the other forms of the operator as well, see benchmarks/candidates.py."""
@@ -89,14 +89,16 @@ def _jobs(config: Config) -> list[Job]:
     unknown = set(config.maps) - {h for h, _, _ in MAPS}
     if unknown:
         raise ValueError(f"--maps {min(unknown)} is none of 112, 56, 28, 14")
-    batch = config.batch or (8 if jax.default_backend() == "cpu" else 256)
+    on_cpu = jax.default_backend() == "cpu"
+    batch = config.batch or (8 if on_cpu else 256)
+    dtypes = config.dtypes or (("float32",) if on_cpu else ("float32", "bfloat16"))
     shapes = [(batch, *m) for m in MAPS if m[0] in config.maps]
     if config.smoke:
         shapes = [(2, 13, 14, 8)]
     return [
         Job(shape, k, dtype, direction)
         for shape in shapes
-        for dtype in config.dtypes
+        for dtype in dtypes
         for k in config.filter_sizes
         for direction in ("forward", "backward")
     ]

@@ -30,11 +30,12 @@ class Config(Common):
     all: bool = False
     """All 23 networks."""
 
-    batches: tuple[int, ...] = (1, 48, 256)
-    """Batch sizes."""
+    batches: tuple[int, ...] | None = None
+    """Batch sizes; 1, 48 and 256 on an accelerator, 1 and 8 on a CPU by default."""
 
-    dtypes: tuple[Literal["bfloat16", "float32"], ...] = ("bfloat16", "float32")
-    """Types of weights and images; float32 products may run as TF32, on both sides."""
+    dtypes: tuple[Literal["bfloat16", "float32"], ...] | None = None
+    """Types of weights and images; both on an accelerator, float32 on a CPU by default. float32 products may run as
+    TF32, on both sides."""
 
     variants: tuple[Literal["antialiased", "plain"], ...] = ("antialiased", "plain")
     """The network with its blurs, torchvision's without, or both."""
@@ -52,6 +53,10 @@ class Config(Common):
 def run(config: Config) -> int:
     """Measures every combination; see `Config`."""
     names = aa_flax.list_models() if config.all else config.models
+    on_cpu = jax.default_backend() == "cpu"
+    batches = config.batches or ((1, 8) if on_cpu else (1, 48, 256))
+    dtypes = config.dtypes or (("float32",) if on_cpu else ("bfloat16", "float32"))
+    config = dataclasses.replace(config, batches=batches, dtypes=dtypes)
     if config.smoke:
         config = dataclasses.replace(config, batches=(2,), image_size=64)
     for name in names:
@@ -76,6 +81,8 @@ def _measure(variant: Variant, config: Config, report: Report, *, with_torch: bo
         peers.allow_tf32()
         net = peers.randomize(peers.network(variant.name, variant.filter_size))
         state, want = peers.arrays(net), networks.reference_logits(net, x)
+    assert config.dtypes is not None
+    assert config.batches is not None
     for dtype in config.dtypes:
         ours = variant.create(dtype, dtype, state)
         ours.eval()

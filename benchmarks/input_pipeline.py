@@ -1,60 +1,54 @@
-"""Images per second and core of our loader beside torchvision's, same files, same transforms, one run.
+"""Images per second and core of our loader beside torchvision's: same files, same transforms, one run.
 
-    python benchmarks/input_pipeline.py --data /data/imagenet/val
-
-Counts processor time of this process, all threads included, so that other work on the machine does
-not enter. torchvision's side is `DataLoader(ImageFolder(...))` with its usual transforms, which end
-in normalised float tensors. Ours ends in the uint8 batch that goes to the device; what the device
-then does (flip, normalise) is measured apart, on this processor.
+Counts processor time of this process, all threads included, so that other work on the machine does not enter.
+torchvision's side is `DataLoader(ImageFolder(...))` with its usual transforms, which end in normalised float tensors.
+Ours ends in the uint8 batch that goes to the device; what the device then does (flip, normalise) is measured apart, on
+this processor.
 """
 
+import dataclasses
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from aa_flax.weights.config import Preprocessing
 from benchmarks import peers
+from benchmarks.options import Common
+from benchmarks.report import Report
 from train.data import Augmentation, Dataset, ImageFolder, train_batches, val_batches
 from train.data.augment import augment
 
 TARGET = 1.5
 RULE = Preprocessing()
 AUGMENTATION = Augmentation(random_resized_crop=True, flip=True)
+TRAINING = "Training: random resized crop 224, flip, normalise"
+EVALUATION = "Evaluation: resize 256, centre crop 224, normalise"
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Common):
     """Compares our input pipeline with torchvision's on the same photos."""
 
     data: Path | None = None
     """Directory of class folders; by default the photos in ../shared (or $AA_SHARED), else noise."""
+
     images: int = 250
     """Photos in a round."""
+
     batch_size: int = 50
     """Photos in a batch."""
-    rounds: int = 5
-    """Rounds of each side, taken in turns; the median counts."""
-    smoke: bool = False
-    """A round of a few photos, to see that it runs."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Side:
     """One way to load: makes an iterator of batches of a round, each with its number of images."""
 
@@ -62,25 +56,30 @@ class Side:
     batches: Callable[[], Iterator[int]]
 
 
-def main(config: Config) -> int:
-    """Prints a table for training and for evaluation; 1 where our pixels differ from torchvision's."""
+def run(config: Config) -> int:
+    """Measures both loaders for training and for evaluation.
+
+    Raises:
+        ValueError: where our pixels differ from torchvision's.
+    """
     if config.smoke:
-        config = Config(data=config.data, images=8, batch_size=4, rounds=1)
+        config = dataclasses.replace(config, images=8, batch_size=4, rounds=1)
+    report = Report("input_pipeline", config.output)
+    reason = peers.missing() if config.torch else "PyTorch's part was left out: --no-torch"
+    if reason:
+        report.note(reason)
     with tempfile.TemporaryDirectory() as scratch:
-        root = config.data or shared_photos() or synthetic_photos(Path(scratch), config.images)
+        noise = Path(scratch)
+        root = config.data or (None if config.smoke else shared_photos()) or synthetic_photos(noise, config.images)
         dataset = photos(root)
-        torch = torchvision_sides(root, config)
-        console = Console(width=100)
-        console.print(f"{len(dataset.train)} photos in {root}; {os.cpu_count()} cores; {config.rounds} rounds")
-        for title, ours, theirs in (
-            ("training: random resized crop 224, flip, normalise", our_training(dataset, config), torch.get("train")),
-            ("evaluation: resize 256, centre crop 224, normalise", our_evaluation(dataset, config), torch.get("val")),
-        ):
-            compare(console, title, ours, theirs, config.rounds)
-        if not torch:
-            console.print("torch and torchvision are not installed: no ratio. Install them with: make parity")
-            return 0
-        return 0 if report_equality(console, dataset, torch["pixels"]) else 1
+        report.note(f"{len(dataset.train)} photos{' of noise' if root == noise else ''}, decoded anew in each round.")
+        torch = {} if reason else torchvision_sides(root, config)
+        if torch:
+            report.note(compare_pixels(dataset, torch["pixels"]))
+        compare(report, TRAINING, our_training(dataset, config), torch.get("train"), config.rounds)
+        compare(report, EVALUATION, our_evaluation(dataset, config), torch.get("val"), config.rounds)
+    print(report.markdown())
+    return 0
 
 
 def shared_photos() -> Path | None:
@@ -189,40 +188,32 @@ def rate(side: Side) -> float:
     return count / (time.process_time() - start)
 
 
-def compare(console: Console, title: str, ours: list[Side], theirs: Side | None, rounds: int) -> None:
-    """Measures all sides in turns and prints medians and ratios."""
+def compare(report: Report, title: str, ours: list[Side], theirs: Side | None, rounds: int) -> None:
+    """Measures all sides in turn, after a round that does not count, and reports medians and ratios."""
     sides = [*ours, *([theirs] if theirs else [])]
-    for side in sides:
-        rate(side)
     rates: dict[str, list[float]] = {side.name: [] for side in sides}
-    for _ in range(rounds):
+    for turn in range(rounds + 1):
         for side in sides:
-            rates[side.name].append(rate(side))
-    peer = statistics.median(rates[theirs.name]) if theirs else None
-    table = Table("loader", title=title, title_justify="left")
-    for heading in ("images/s per core", "slowest", "fastest", "ratio to torchvision"):
-        table.add_column(heading, justify="right")
+            found = rate(side)
+            if turn:
+                rates[side.name].append(found)
+    medians = {name: statistics.median(found) for name, found in rates.items()}
     for name, found in rates.items():
-        median = statistics.median(found)
-        ratio = "" if peer is None else f"{median / peer:.2f}"
-        table.add_row(name, f"{median:.0f}", f"{min(found):.0f}", f"{max(found):.0f}", ratio)
-    console.print(table)
-    if peer is not None:
-        ratio = statistics.median(rates[ours[0].name]) / peer
+        row = {"loader": name, "images/s per core": medians[name], "slowest": min(found), "fastest": max(found)}
+        report.add(title, row | ({"times torchvision": medians[name] / medians[theirs.name]} if theirs else {}))
+    if theirs:
+        ratio = medians[ours[0].name] / medians[theirs.name]
         verdict = "reached" if ratio >= TARGET else "missed"
-        console.print(f"ratio {ratio:.2f}, target {TARGET}: {verdict}\n")
+        report.note(f"{title.split(':')[0]}: {ratio:.2f} times torchvision's rate, target {TARGET}: {verdict}.")
 
 
-def report_equality(console: Console, dataset: Dataset, pixels: Callable[[Path], np.ndarray]) -> bool:
-    """Whether our evaluation pixels are torchvision's, bit for bit."""
+def compare_pixels(dataset: Dataset, pixels: Callable[[Path], np.ndarray]) -> str:
+    """Says that our evaluation pixels are torchvision's, bit for bit; ValueError where they are not."""
     folder = dataset.val
     assert isinstance(folder, ImageFolder)
     batch = next(val_batches(dataset, global_batch=8, size=224))
     count = int(batch["mask"].sum())
-    same = all(np.array_equal(batch["image"][i], pixels(folder.path(i))) for i in range(count))
-    console.print(f"pixels of the first {count} photos equal torchvision's: {'yes' if same else 'NO'}")
-    return same
-
-
-if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Config)))
+    for i in range(count):
+        if not np.array_equal(batch["image"][i], pixels(folder.path(i))):
+            raise ValueError(f"our pixels of {folder.path(i)} differ from torchvision's")
+    return f"The pixels of the first {count} photos equal torchvision's, bit for bit."

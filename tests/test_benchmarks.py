@@ -41,6 +41,21 @@ def test_startup(tmp_path):
     assert len(report["tables"]["Seconds in a fresh process"]) == 6
 
 
+def test_dispatch(tmp_path):
+    report = _run(tmp_path, "dispatch", "--no-torch")
+    assert {title: len(rows) for title, rows in report["tables"].items()} == {
+        "One update, resnet18_lpf4": 2,
+        "One forward pass, resnet18_lpf4": 2,
+    }
+
+
+def test_input_pipeline(tmp_path):
+    report = _run(tmp_path, "input_pipeline", "--no-torch")
+    assert [len(rows) for rows in report["tables"].values()] == [2, 2]
+    assert all(row["images/s per core"] > 0 for rows in report["tables"].values() for row in rows)
+    assert "8 photos of noise, decoded anew in each round." in report["notes"]
+
+
 def test_consistency(tmp_path):
     report = _run(tmp_path, "consistency", "--no-torch", "--model", "resnet18")
     (rows,) = report["tables"].values()
