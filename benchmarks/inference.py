@@ -122,7 +122,8 @@ def _measure_batch(
     if net is not None:
         cases |= _torch_cases(net, dtype, batches, checked, memory, config)
     times = measure.alternate(cases, **config.timing)  # type: ignore[arg-type]
-    report.add(TITLE, _row(variant, dtype, batch, times, memory))
+    row = _row(variant, dtype, batch, times, memory)
+    report.add(TITLE, row | {"GFLOP an image": networks.gflop(variant, config.image_size)})
     if net is not None:
         peers.forget()
 

@@ -1,6 +1,7 @@
 """Our networks as compiled functions of plain arrays, with the weights of a PyTorch network or fresh ones."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -71,6 +72,20 @@ def forward(model: Network, batch: int, size: int, dtype: Any) -> Compiled:
     given = jax.ShapeDtypeStruct((batch, size, size, 3), dtype)
     run = jax.jit(lambda arrays, x: nnx.merge(graphdef, arrays)(x)).lower(arrays, given).compile()
     return Compiled(run, jax.device_put(arrays, jax.devices()[0]))
+
+
+@functools.cache
+def gflop(variant: Variant, size: int) -> float:
+    """Operations of one image's forward pass in 1e9, a multiplication and an addition apart, as XLA counts them."""
+    model = nnx.eval_shape(lambda: variant.create(jnp.float32))
+    model.eval()
+    graphdef, state = nnx.split(model)
+    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    with aa_flax.traced_for("cpu"):
+        lowered = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x)).lower(state, image)
+    costs = lowered.cost_analysis()
+    assert costs is not None
+    return costs["flops"] / 1e9
 
 
 def images(batch: int, size: int, seed: int = 0) -> np.ndarray:
