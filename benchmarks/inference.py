@@ -69,7 +69,7 @@ def run(config: Config) -> int:
     for name in names:
         for variant in (Variant(name, config.filter_size if v == "antialiased" else None) for v in config.variants):
             _measure(variant, config, report, with_torch=reason is None)
-    _costs(report)
+    add_costs(report)
     print(report.markdown())
     return 0
 
@@ -179,7 +179,7 @@ def _row(variant: Variant, dtype: str, batch: int, times: dict, memory: dict[str
     return row
 
 
-def _costs(report: Report) -> None:
+def add_costs(report: Report) -> None:
     """What anti-aliasing costs on each side: its time over the plain network's."""
     rows = report.tables.get(TITLE, [])
     plain = {(r["network"].removesuffix("_plain"), r["type"], r["batch"]): r for r in rows if "_plain" in r["network"]}

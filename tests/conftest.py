@@ -30,6 +30,14 @@ def _forget_programs() -> Iterator[None]:
     jax.clear_caches()
 
 
+@pytest.fixture
+def optimised() -> Iterator[None]:
+    """For tests that compute more than they compile: programs are compiled as a user's are."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
 def shared_folder() -> Path | None:
     """The folder of real photos, CIFAR-10 and a real checkpoint, or None where there is none."""
     beside = Path(os.environ.get("AA_SHARED", Path(__file__).parents[2] / "shared"))

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import measure
+from benchmarks import measure, training
 from benchmarks.__main__ import BENCHMARKS, main
-from benchmarks.report import table
+from benchmarks.report import Report, table
 
 
 def _run(tmp_path, name: str, *options: str) -> dict:
@@ -17,23 +17,48 @@ def _run(tmp_path, name: str, *options: str) -> dict:
 
 
 def test_blurpool(tmp_path):
-    report = _run(tmp_path, "blurpool", "--no-torch", "--candidates", "--filter-sizes", "2", "5")
+    report = _run(
+        tmp_path,
+        "blurpool",
+        "--no-torch",
+        "--candidates",
+        "--filter-sizes",
+        "2",
+        "5",
+        "--dtypes",
+        "float32",
+        "bfloat16",
+    )
     assert {title: len(rows) for title, rows in report["tables"].items()} == {"Forward": 4, "Backward": 4}
     assert {"depthwise / ours", "pallas / ours", "flat gathers / ours"} <= set(report["tables"]["Forward"][0])
 
 
 def test_inference(tmp_path):
-    options = ("--models", "alexnet", "resnet18", "--dtypes", "float32")
-    report = _run(tmp_path, "inference", "--no-torch", *options)
-    networks = ["alexnet_lpf4", "alexnet_plain", "resnet18_lpf4", "resnet18_plain"]
-    assert [row["network"] for row in report["tables"]["Forward"]] == networks
-    assert [row["network"] for row in report["tables"]["Cost of anti-aliasing in percent"]] == networks[::2]
+    report = _run(tmp_path, "inference", "--no-torch", "--models", "resnet18")
+    forward = report["tables"]["Forward"]
+    assert [row["network"] for row in forward] == ["resnet18_lpf4", "resnet18_plain"]
+    assert forward[0]["GFLOP an image"] > forward[1]["GFLOP an image"]
+    assert [row["network"] for row in report["tables"]["Cost of anti-aliasing in percent"]] == ["resnet18_lpf4"]
 
 
 def test_training(tmp_path):
-    report = _run(tmp_path, "training", "--no-torch", "--models", "resnet18", "--remat", "none", "keep_convs")
-    assert "ours, remat keep_convs / ours" in report["tables"]["Training step"][0]
-    assert report["tables"]["Cost of anti-aliasing"][0]["network"] == "resnet18_lpf4"
+    options = ("--models", "resnet18", "--variants", "antialiased", "--remat", "none", "keep_convs")
+    report = _run(tmp_path, "training", "--no-torch", *options)
+    (row,) = report["tables"]["Training step"]
+    assert row["network"] == "resnet18_lpf4"
+    assert "ours, remat keep_convs / ours" in row
+
+
+def test_cost_of_antialiasing_is_taken_beside_plain_of_the_same_side(tmp_path):
+    report = Report("training", tmp_path)
+    for network, ours, torch in (("a_lpf4", 1.5, 4.0), ("a_plain", 1.2, 3.0), ("b_lpf4", 1.0, 1.0)):
+        report.add(training.TITLE, {"network": network, "seconds": {"ours": ours, "torch compile": torch}})
+    training.add_costs(report)
+    (row,) = report.tables["Cost of anti-aliasing"]
+    assert row["network"] == "a_lpf4"
+    assert row["percent ours"] == pytest.approx(25)
+    assert row["percent torch compile"] == pytest.approx(100 / 3)
+    assert row["plain torch compile / ours"] == pytest.approx(2)
 
 
 def test_startup(tmp_path):

@@ -24,6 +24,7 @@ from train.errors import CommandError
 from train.evaluate import as_function, open_photos, read_offsets
 from train.scoring import local_mesh, protocols_for, score, whole_batch
 
+pytestmark = pytest.mark.usefixtures("optimised")
 RULE = Preprocessing(resize=40, crop=32)
 ROOT = Path(__file__).parents[1]
 

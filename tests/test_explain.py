@@ -22,6 +22,7 @@ from train.data.wnids import imagenet_wnids
 from train.errors import CommandError
 from train.shift_views import Photo, View, choose_classes, look, read_photo
 
+pytestmark = pytest.mark.usefixtures("optimised")
 SMALL = Preprocessing(resize=36, crop=32)
 # The third is no formula that matplotlib could set.
 NAMES = ("cat & dog", "a<b>", r"$\frac$ | y", "fish", "bird", "cow", "bee")

@@ -19,6 +19,7 @@ from train.data.wnids import imagenet_wnids
 from train.errors import CommandError
 from train.published_weights import checkpoints
 
+pytestmark = pytest.mark.usefixtures("optimised")
 SMALL = Preprocessing(resize=40, crop=32)
 PHOTOS = 6
 
@@ -137,7 +138,16 @@ def test_measures_lists_and_goes_on(weights, photos, tmp_path, capsys, monkeypat
 def test_numbers_equal_those_of_evaluate(weights, photos, tmp_path):
     assert main(command(weights, photos, tmp_path / "out", "--models", "resnet18_lpf2")) == 0
     kept = json.loads((tmp_path / "out/results/resnet18_lpf2_scratch.json").read_text())
-    options = ["--data", str(photos / "val"), "--protocols", "accuracy,zhang2019", "--output", str(tmp_path / "e.json")]
+    options = [
+        "--data",
+        str(photos / "val"),
+        "--protocols",
+        "accuracy,zhang2019",
+        "--batch-size",
+        "8",
+        "--output",
+        str(tmp_path / "e.json"),
+    ]
     assert main(["evaluate", "--weights", str(weights / "resnet18_lpf2"), *options]) == 0
     expected = json.loads((tmp_path / "e.json").read_text())
     assert kept["top1"]["value"] == expected["top1"]

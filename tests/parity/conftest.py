@@ -1,21 +1,16 @@
 """Marks everything here as parity, and prints what the comparison measured."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import pytest
 
 from tests.parity import measured
 
 
 @pytest.fixture(autouse=True)
-def _optimised() -> Iterator[None]:
-    """These tests compute more than they compile; the others run without most optimisations."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
+def _optimised(optimised: None) -> None:
+    """As the tests of whole networks are that compute more than they compile."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
