@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from aa_flax.models.base import Network
@@ -305,6 +306,20 @@ def test_what_cannot_be_saved(tmp_path, network):
     target.write_text("a file")
     with pytest.raises(FileExistsError, match="it is a file"):
         save_pretrained(network, target)
+
+
+def test_a_place_that_cannot_be_written(tmp_path, monkeypatch, network):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match=r"file/a: cannot be written to \(.*; give another directory"):
+        save_pretrained(network, tmp_path / "file" / "a")
+
+    def full(arrays, path, metadata):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(store, "save_file", full)
+    with pytest.raises(OSError, match=r"full: model\.safetensors cannot be written \(.*No space left"):
+        save_pretrained(network, tmp_path / "full")
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_overwriting(directory, network):

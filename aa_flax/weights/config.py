@@ -98,6 +98,17 @@ class PretrainedConfig:
             count = len(self.class_names)
             _require(count == self.num_classes, "class_names", f"{self.num_classes} names (num_classes)", count)
 
+    @classmethod
+    def of(cls, spec: ModelSpec) -> "PretrainedConfig":
+        """What is to be said about a network whose weights come from nowhere yet."""
+        return cls(
+            model=str(spec),
+            num_classes=spec.num_classes,
+            in_channels=spec.in_channels,
+            pad_type=spec.pad_type,
+            options=dict(spec.options),
+        )
+
     def spec(self) -> ModelSpec:
         """The network that the configuration describes."""
         resolved = resolve_spec(

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from aa_flax.models.base import ModelSpec, Network
@@ -70,9 +71,10 @@ def save_pretrained(
         ValueError: the model is not one of this library's, is abstract, or holds NaN or infinite values, or an
             argument does not fit.
         FileExistsError: `directory` is a file, or holds a saved network while `overwrite` is off.
+        OSError: the files cannot be written: no permission, a full disk.
     """
     config = dataclasses.replace(
-        _config(model),
+        PretrainedConfig.of(_spec(model)),
         preprocessing=Preprocessing() if preprocessing is None else preprocessing,
         class_names=None if class_names is None else tuple(class_names),
         source=dict(source or {}),
@@ -84,7 +86,11 @@ def save_pretrained(
     directory = Path(directory)
     _check_target(directory, overwrite)
     with _complete_or_not_at_all(directory) as fresh:
-        save_file(arrays, fresh / WEIGHTS_NAME, metadata={"format": "flax", "model": config.model})
+        try:
+            save_file(arrays, fresh / WEIGHTS_NAME, metadata={"format": "flax", "model": config.model})
+        except SafetensorError as error:
+            # The library's own error for a full disk is no OSError.
+            raise OSError(f"{directory}: {WEIGHTS_NAME} cannot be written ({error})") from error
         (fresh / CONFIG_NAME).write_text(text, "utf-8")
         # safetensors lets nobody but the owner read what it writes.
         shutil.copymode(fresh / CONFIG_NAME, fresh / WEIGHTS_NAME)
@@ -180,17 +186,11 @@ def _load_published(spec: str, dtype: jax.typing.DTypeLike | None, pad_type: str
     return mapping.convert_state_dict(state, spec, what=str(path), dtype=compute, pad_type=pad)
 
 
-def _config(model: nnx.Module) -> PretrainedConfig:
+def _spec(model: nnx.Module) -> ModelSpec:
     spec = getattr(model, "spec", None)
     if not isinstance(spec, ModelSpec):
         raise ValueError(f"save_pretrained needs a network of aa_flax.create_model, got {type(model).__name__}")
-    return PretrainedConfig(
-        model=str(spec),
-        num_classes=spec.num_classes,
-        in_channels=spec.in_channels,
-        pad_type=spec.pad_type,
-        options=dict(spec.options),
-    )
+    return spec
 
 
 def _check_target(directory: Path, overwrite: bool) -> None:
@@ -217,11 +217,13 @@ def _arrays(model: nnx.Module) -> dict[str, np.ndarray]:
 def _complete_or_not_at_all(directory: Path) -> Iterator[Path]:
     """A fresh folder whose files move to `directory` when the block has ended well, and vanish otherwise."""
     exists = directory.is_dir()
-    if not exists:
-        directory.parent.mkdir(parents=True, exist_ok=True)
     # Within the directory, where it exists: its parent may lie on another disk, across which nothing moves at once.
     fresh = (directory if exists else directory.parent) / f".{directory.name}-{secrets.token_hex(4)}.tmp"
-    fresh.mkdir()
+    try:
+        fresh.parent.mkdir(parents=True, exist_ok=True)
+        fresh.mkdir()
+    except OSError as error:
+        raise type(error)(f"{directory}: cannot be written to ({error}); give another directory") from error
     try:
         yield fresh
         # The weights go first: a directory without config.json counts as empty.
