@@ -18,9 +18,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from aa_flax.models.base import Network
+from aa_flax.models.base import ModelSpec, Network
 from aa_flax.models.registry import resolve_spec
 from aa_flax.weights import catalog
+from aa_flax.weights.abstract import abstract_model
+from aa_flax.weights.config import PretrainedConfig, read_config
 from aa_flax.weights.mapping import (
     Layout,
     blurs_alike,
@@ -29,7 +31,7 @@ from aa_flax.weights.mapping import (
     detect_layout,
     tensors_in_layout,
 )
-from aa_flax.weights.store import WEIGHTS_NAME, load_pretrained, read_config, save_pretrained
+from aa_flax.weights.store import WEIGHTS_NAME, load_pretrained, save_pretrained
 from aa_flax.weights.torch_reader import read_torch_checkpoint
 from aa_flax.weights.variables import variables
 
@@ -73,6 +75,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.list is None and not (options.model and options.output):
         parser.error("--model and --output are needed (or --list)")
+    if options.input and options.training:
+        parser.error(f"--training chooses what to download: leave it out, or leave out {options.input}")
     return options
 
 
@@ -88,8 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # CheckpointError and DownloadError are among these.
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"interrupted: {str(interrupt) or 'nothing was written'}", file=sys.stderr)
         return INTERRUPTED
     return 0
 
@@ -97,16 +101,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def convert(options: argparse.Namespace) -> None:
     """Converts one checkpoint and prints a summary."""
     network_options = {"num_classes": options.num_classes, **parse_network_options(options.option)}
-    try:
-        spec = str(resolve_spec(options.model, **network_options))
-    except TypeError as error:
-        raise ValueError(f"--option: {error}") from error
+    resolved = check_network(options, network_options)
+    spec = str(resolved)
     with progress() as step:
         path = options.input or fetch(spec, options.training, step)
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: there is no such file")
+            raise FileNotFoundError(f"{path}: " + ("it is no file" if path.exists() else "there is no such file"))
         digest = catalog.sha256_of(path, step(f"hashing {path.name}"))
-        check_output(options.output, digest, options.overwrite)
+        check_output(options.output, digest, resolved, options.overwrite)
         step(f"converting {path.name}")
         state = read_torch_checkpoint(path)
         layout = detect_layout(state)
@@ -128,25 +130,40 @@ def convert(options: argparse.Namespace) -> None:
             license=options.license or (entry.license if entry else None),
             metrics=figures(entry) if entry and keeps_function else {},
         )
-        verified = verify(options.output, state, model, options.skip_head, step) if options.verify else None
+        try:
+            verified = verify(options.output, state, model, options.skip_head, step) if options.verify else None
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"{options.output} is written, but not verified") from None
     print_summary(model, path, digest, layout, entry, options)
     if verified is not None:
         print(f"  verified    {verified} tensors, read back, equal the checkpoint's")
 
 
 def parse_network_options(words: Sequence[str]) -> dict[str, Any]:
-    """`pool_only=false` and the like as keyword arguments."""
+    """`pool_only=false`, `pad_type=zero` and the like as keyword arguments."""
     options = {}
     for word in words:
         name, equals, text = word.partition("=")
+        if not (name and equals and text):
+            raise ValueError(f"--option {word}: write NAME=VALUE, such as pool_only=false or width_mult=0.5")
         try:
             value = json.loads(text.lower())
         except json.JSONDecodeError:
-            equals, value = "", None
-        if not equals:
-            raise ValueError(f"--option {word}: write NAME=VALUE, such as pool_only=false or width_mult=0.5")
+            value = text
         options[name] = tuple(value) if isinstance(value, list) else value
     return options
+
+
+def check_network(options: argparse.Namespace, network_options: Mapping[str, Any]) -> ModelSpec:
+    """The network asked for, refused before anything is downloaded or read if there can be none of that kind."""
+    try:
+        spec = resolve_spec(options.model, **network_options)
+        PretrainedConfig.of(spec)
+        if options.option:
+            abstract_model(options.model, **network_options)
+    except (TypeError, ArithmeticError) as error:
+        raise ValueError(f"--option {' '.join(options.option)}: makes no network: {error}") from error
+    return spec
 
 
 def fetch(spec: str, training: str | None, step: Callable[[str], Advance]) -> Path:
@@ -156,12 +173,13 @@ def fetch(spec: str, training: str | None, step: Callable[[str], Advance]) -> Pa
     )
 
 
-def check_output(directory: Path, digest: str, overwrite: bool) -> None:
-    """Refuses to replace weights that come from elsewhere than this checkpoint."""
+def check_output(directory: Path, digest: str, spec: ModelSpec, overwrite: bool) -> None:
+    """Refuses to replace anything but what the same command has written before."""
     if overwrite or not (directory / WEIGHTS_NAME).exists():
         return
     with contextlib.suppress(OSError, ValueError):
-        if read_config(directory).source.get("sha256") == digest:
+        config = read_config(directory)
+        if config.source.get("sha256") == digest and config.spec() == spec:
             return
     raise FileExistsError(f"{directory}: holds other weights; give another --output, or --overwrite")
 
@@ -196,8 +214,10 @@ def verify(
             raise ValueError(f"{directory}: {path} differs from what was converted: the disk or the memory is faulty")
     source = clean_names(state)
     back = tensors_in_layout(loaded, detect_layout(state), skip_head=skip_head)
-    for number, (key, ours) in enumerate(back.items(), 1):
-        advance(number, len(back))
+    done, total = 0, sum(array.nbytes for array in back.values())
+    for key, ours in back.items():
+        done += ours.nbytes
+        advance(done, total)
         if not np.array_equal(ours, source[key].astype(ours.dtype)):
             raise ValueError(f"{directory}: {key} differs from the checkpoint's")
     return len(back)
@@ -229,7 +249,7 @@ def print_summary(
     print(f"  network     {parameters:,} parameters, {statistics:,} statistics, {spec.num_classes} classes")
     print(f"  written     {options.output}{os.sep} ({WEIGHTS_NAME} {megabytes:.1f} MiB, config.json)")
     if not blurs_alike(layout, model):
-        print("  note        these weights were trained with another blur: fine-tune before you use them")
+        print("  note        these weights were trained with other blurs or none: fine-tune before you use them")
     if options.skip_head:
         print("  note        the classifier is fresh: fine-tune before you use it")
 
@@ -252,7 +272,7 @@ def progress() -> Iterator[Callable[[str], Advance]]:
     """A function that begins a step by its name and returns what reports how far it is, on stderr."""
     try:
         from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
     except ImportError:
         yield plain_step
         return
@@ -260,16 +280,21 @@ def progress() -> Iterator[Callable[[str], Advance]]:
     if not console.is_terminal:
         yield plain_step
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[amount]}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bars:
 
         def step(name: str) -> Advance:
             for task in bars.tasks:
                 bars.remove_task(task.id)
-            task = bars.add_task(name, total=None)
-            return lambda done, total: bars.update(task, completed=done, total=total)
+            task = bars.add_task(name, total=None, amount="")
+            return lambda done, total: bars.update(task, completed=done, total=total, amount=amount(done, total))
 
         yield step
+
+
+def amount(done: int, total: int | None) -> str:
+    """Bytes that are done, for people."""
+    return f"{done / 2**20:.1f} MiB" + (f" of {total / 2**20:.1f}" if total else "")
 
 
 def plain_step(name: str) -> Advance:
@@ -280,8 +305,7 @@ def plain_step(name: str) -> Advance:
     def advance(done: int, total: int | None) -> None:
         nonlocal printed
         if time.monotonic() - printed > PLAIN_PROGRESS_SECONDS:
-            share = f"{done / total:.0%}" if total else f"{done / 2**20:.0f} MiB"
-            print(f"{name}: {share}", file=sys.stderr)
+            print(f"{name}: {amount(done, total)}", file=sys.stderr)
             printed = time.monotonic()
 
     return advance

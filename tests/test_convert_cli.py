@@ -103,7 +103,7 @@ def test_a_published_checkpoint_keeps_its_licence_and_figures(
     assert convert(checkpoint, *changed) == 0
     config = read_config(tmp_path / "b")
     assert (config.metrics, config.license) == ({}, "CC BY-NC-SA 4.0")
-    assert "trained with another blur: fine-tune" in capsys.readouterr().out
+    assert "trained with other blurs or none: fine-tune" in capsys.readouterr().out
 
 
 def test_a_fresh_head(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -129,6 +129,11 @@ def test_again_and_over_something_else(checkpoint: Path, tmp_path: Path, capsys:
     assert (out / "model.safetensors").read_bytes() == before
     assert convert(other, *words, "--overwrite") == 0
     assert (out / "model.safetensors").read_bytes() != before
+    assert convert(other, *words, "--option", "pad_type=zero") == 2
+    assert "holds other weights" in capsys.readouterr().err
+    assert read_config(out).pad_type == "reflect"
+    assert convert(other, *words, "--option", "pad_type=zero", "--overwrite") == 0
+    assert read_config(out).pad_type == "zero"
 
 
 def _without_a_key(state: dict[str, np.ndarray]) -> None:
@@ -171,10 +176,15 @@ def test_a_file_that_does_not_fit(spoil, message: str, tmp_path: Path, capsys: p
         (["IN", "--model", "densenet112"], "did you mean densenet"),
         (["IN", "--model", "densenet121", "--option", "depth=3"], "has no option 'depth'"),
         (["IN", "--model", "densenet121", "--option", "pool_only"], "write NAME=VALUE"),
-        (["IN", "--model", "densenet121", "--option", "pool_only=maybe"], "write NAME=VALUE"),
+        (["IN", "--model", "densenet121", "--option", "=1"], "write NAME=VALUE"),
+        (["IN", "--model", "densenet121", "--option", "pool_only=maybe"], "pool_only must be of the kind of True, got"),
+        (["IN", "--model", "densenet121", "--option", "pad_type=mirror"], "pad_type must be one of"),
+        (["IN", "--model", "resnet18", "--option", "depths=3"], "depths must be of the kind of (2, 2, 2, 2), got 3"),
+        (["IN", "--model", "resnet50", "--option", "width_per_group=0"], "width_per_group=0: makes no network"),
+        (["IN", "--model", "mobilenet_v2", "--option", "width_mult=-1"], "width_mult must leave at least one channel"),
         (["IN", "--model", "densenet121", "--num-classes", "-1"], "num_classes must be"),
         (["nothing.pth", "--model", "densenet121"], "nothing.pth: there is no such file"),
-        ([".", "--model", "densenet121"], ".: there is no such file"),
+        ([".", "--model", "densenet121"], ".: it is no file"),
         (["--model", "densenet121_plain"], "torchvision's weights to a file"),
         (["--model", "densenet121_lpf7"], "nothing is published for densenet121_lpf7"),
         (["--list", "resnet51"], "nothing published matches 'resnet51'"),
@@ -199,6 +209,13 @@ def test_usage(words: list[str], capsys: pytest.CaptureFixture[str]):
     assert "--model and --output are needed" in capsys.readouterr().err
 
 
+def test_training_chooses_a_download(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        convert(checkpoint, "--model", "densenet121", "--output", tmp_path / "out", "--training", "scratch")
+    assert ended.value.code == 2
+    assert "--training chooses what to download: leave it out" in capsys.readouterr().err
+
+
 def test_an_interrupt_leaves_nothing(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
@@ -209,6 +226,19 @@ def test_an_interrupt_leaves_nothing(
     assert convert(checkpoint, "--model", "densenet121", "--output", tmp_path / "out", *TINY_WORDS) == 130
     assert capsys.readouterr().err.endswith("interrupted: nothing was written\n")
     assert [p.name for p in tmp_path.iterdir()] == [checkpoint.name]
+
+
+def test_an_interrupted_verification_does_not_deny_what_was_written(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def interrupted(directory: Path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(convert_weights, "load_pretrained", interrupted)
+    out = tmp_path / "out"
+    assert convert(checkpoint, "--model", "densenet121", "--output", out, "--verify", *TINY_WORDS) == 130
+    assert capsys.readouterr().err.endswith(f"interrupted: {out} is written, but not verified\n")
+    assert load_pretrained(out).spec.num_classes == 5
 
 
 def test_verify_notices_a_difference(
