@@ -165,6 +165,7 @@ class TestDownload:
             catalog.download(entry(f"{server}/{name}", digest), tmp_path)
         assert reason in str(error.value)
         assert f"cannot download {server}/{name}" in str(error.value)
+        assert f"copy it to {tmp_path / name}" in str(error.value)
         assert "python convert_weights.py FILE --model resnet18_lpf4 --output DIRECTORY" in str(error.value)
         assert list(tmp_path.iterdir()) == []
 

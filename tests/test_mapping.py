@@ -430,6 +430,12 @@ class TestRefusals:
         with pytest.raises(CheckpointError, match="head has 5 classes, the network's 7: set num_classes to 5, or keep"):
             convert_state_dict(state, "densenet121", **{**TINY_DENSENET, "num_classes": 7})
 
+    def test_another_width_says_nothing_about_classes(self):
+        state = file_of("mobilenet_v2", **TINY_MOBILENET)
+        with pytest.raises(CheckpointError, match="of another shape") as error:
+            convert_state_dict(state, "mobilenet_v2", **{**TINY_MOBILENET, "width_mult": 1.5})
+        assert "num_classes" not in str(error.value)
+
     def test_another_architecture(self):
         state = file_of("densenet121", **TINY_DENSENET)
         with pytest.raises(CheckpointError, match=r"none of the .* tensors in it belongs to this network"):

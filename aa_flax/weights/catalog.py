@@ -194,7 +194,7 @@ def download(entry: Published, directory: Path, progress: Progress | None = None
         os.replace(partial, path)
     except (OSError, http.client.HTTPException) as error:
         raise DownloadError(
-            f"cannot download {entry.url}: {_reason(error)}. If you have the file, convert it: "
+            f"cannot download {entry.url}: {_reason(error)}. If you have the file, copy it to {path}, or convert it: "
             f"python convert_weights.py FILE --model {entry.spec} --output DIRECTORY"
         ) from error
     finally:

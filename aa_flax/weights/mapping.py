@@ -241,8 +241,8 @@ def _check_tensors(tensors: Mapping[str, np.ndarray], table: list[Rule], model: 
         *listing("not floating-point", [f"{key}: {tensors[key].dtype}" for key in not_float]),
     ]
     for rule in misshapen:
-        if rule.path == f"{_head(model)}kernel":
-            classes = tensors[rule.key].shape[0]
+        classes = next(iter(tensors[rule.key].shape), 0)
+        if rule.path == f"{_head(model)}kernel" and classes != model.spec.num_classes:
             problems.append(
                 f"  the file's head has {classes} classes, the network's {model.spec.num_classes}: set num_classes "
                 f"to {classes}, or keep a fresh head with skip_head"
