@@ -228,6 +228,60 @@ def test_the_command_measures_and_reports(photos, weights, tmp_path, capsys):
     assert json.loads(report_file.read_text())["repeat"]["pretrained"]["pad_type"] == "zero"
 
 
+def test_the_table_says_what_each_number_is(photos, weights, tmp_path, capsys):
+    names = "accuracy,crop,diagonal,worst,crop"
+    output = tmp_path / "report.json"
+    command = ["evaluate", "--data", str(photos.root), "--weights", str(weights), "--output", str(output)]
+    assert main([*command, "--protocols", names, "--batch-size", "16"]) == 0
+    rows = [line.split("│")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    parts = ["crop, consistent and correct", "crop, consistent and wrong"]
+    assert rows == [
+        "top-1 accuracy",
+        "top-5 accuracy",
+        "consistency, crop",
+        *parts,
+        "mean flip rate, diagonal",
+        "accuracy, worst",
+    ]
+    report = json.loads(output.read_text())
+    assert report["consistency"].keys() == {"crop"}
+    assert report["protocols"].keys() == {"accuracy", "crop", "diagonal", "worst"}
+
+
+def test_crops_and_the_diagonal_are_kept(photos, weights, tmp_path):
+    kept, story, output = tmp_path / "crops", tmp_path / "diagonal", tmp_path / "report.json"
+    command = ["evaluate", "--data", str(photos.root), "--weights", str(weights), "--output", str(output)]
+    options = ["--protocols", "accuracy", "--save-images", str(kept), "--save-diagonal", str(story)]
+    assert main([*command, *options, "--batch-size", "8"]) == 0
+    assert {path.relative_to(kept).as_posix() for path in kept.rglob("*.*")} == {
+        f"{photos.name(i)}.png" for i in range(13)
+    }
+    for i in range(13):
+        whole = np.asarray(Image.open(photos.path(i)).resize((54, 40), Image.Resampling.BILINEAR))
+        np.testing.assert_array_equal(np.asarray(Image.open(kept / f"{photos.name(i)}.png")), whole[4:36, 11:43])
+    arrays = {path.stem: np.load(path) for path in story.iterdir()}
+    assert {name: array.shape for name, array in arrays.items()} == dict.fromkeys(
+        ("probability", "best_other", "correct", "predictions"), (13, 9)
+    )
+    np.testing.assert_array_equal(arrays["correct"], arrays["predictions"] == photos.labels[:, None])
+    report = json.loads(output.read_text())
+    assert report["per_image"]["diagonal"]["predictions"] == arrays["predictions"].tolist()
+    # The middle of the diagonal is the centre crop.
+    assert report["per_image"]["accuracy"]["predictions"] == arrays["predictions"][:, 4].tolist()
+
+
+def test_a_report_that_cannot_be_written_does_not_cost_the_figures(photos, weights, tmp_path, monkeypatch, capsys):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("train.evaluate.write_atomically", full)
+    command = ["evaluate", "--data", str(photos.root), "--weights", str(weights), "--batch-size", "16"]
+    assert main([*command, "--protocols", "accuracy", "--output", str(tmp_path / "report.json")]) == 2
+    printed = capsys.readouterr()
+    assert "top-1 accuracy" in printed.out
+    assert "cannot be written: No space left on device" in printed.err
+
+
 def test_hostile_photos_are_counted_not_dropped(weights, tmp_path, capsys):
     root = tmp_path / "photos"
     write_photos(root, 9)
@@ -268,6 +322,10 @@ def test_hostile_photos_are_counted_not_dropped(weights, tmp_path, capsys):
             "--output /nowhere/report.json",
         ),
         (["--data", "PHOTOS", "--weights", "WEIGHTS", "--offsets", "/nowhere"], "--offsets /nowhere"),
+        (
+            ["--data", "PHOTOS", "--weights", "WEIGHTS", "--save-images", str(ROOT / "pyproject.toml")],
+            "--save-images .*pyproject.toml is a file",
+        ),
         (["--data", "PHOTOS", "--weights", "WEIGHTS", "--seed", "-1"], "--seed is -1"),
     ],
 )

@@ -1,6 +1,8 @@
 """`python -m train evaluate`: accuracy and shift consistency of a network on a folder of photos."""
 
 import json
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,15 +18,13 @@ from aa_flax.consistency import Protocol
 from aa_flax.models.registry import parse_spec
 from aa_flax.weights.config import Preprocessing, PretrainedConfig
 from aa_flax.weights.store import WEIGHTS_NAME, load_pretrained, read_config
-from train.data import Batches, ImageFolder, evaluation_batches, reflect_margin
+from train.data import Batch, Batches, ImageFolder, evaluation_batches, reflect_margin
 from train.data.sources import class_folders, default_class_names
 from train.errors import CommandError
 from train.evaluation_report import Evaluation, as_json, print_table
 from train.files import write_atomically
+from train.kept import keep_crops, keep_diagonal
 from train.scoring import Score, protocols_for, score, whole_batch
-
-# Shifts of one photo beyond which a report would hold more numbers than anybody reads.
-MAX_LISTED = 64
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,11 @@ class Config:
     """What to measure, separated by commas; docs/measuring.md explains each."""
     output: Path | None = None
     """Where to write the figures, per-image predictions and what repeats the run, as JSON."""
+    save_images: Path | None = None
+    """Directory for the centre crop of every photo as the network sees it, PHOTO.png."""
+    save_diagonal: Path | None = None
+    """Directory for the four arrays of the protocol `diagonal`, each (photos, offsets): probability.npy,
+    best_other.npy, correct.npy, predictions.npy. Measures that protocol too."""
     offsets: Path | None = None
     """JSON file of crop offsets to use instead of random ones: (pairs, 2, 2) numbers, or an
     object that holds them as "offsets" or "shift_offsets"."""
@@ -73,7 +78,7 @@ def run(config: Config) -> int:
     pretrained = _pretrained_config(config)
     preprocessing = pretrained.preprocessing
     protocols = protocols_for(
-        [name.strip() for name in config.protocols.split(",") if name.strip()],
+        _names(config),
         preprocessing,
         margin=reflect_margin(preprocessing),
         seed=config.seed,
@@ -91,7 +96,7 @@ def run(config: Config) -> int:
         workers=config.workers,
         max_bad_fraction=config.max_unreadable,
     )
-    result = _score(config, fn, batches, protocols, preprocessing, len(photos))
+    result = _score(config, fn, batches, protocols, preprocessing, photos)
     evaluation = Evaluation(
         pretrained=pretrained,
         weights=None if config.weights is None else config.weights / WEIGHTS_NAME,
@@ -101,10 +106,21 @@ def run(config: Config) -> int:
         reasons=batches.bad.found,
     )
     if jax.process_index() == 0:
+        # Printed first: a disk that has filled up meanwhile must not cost the figures.
+        print_table(evaluation, Console())
+        if config.save_diagonal is not None:
+            keep_diagonal(result.results["diagonal"], config.save_diagonal)
         if config.output is not None:
             _write(config.output, as_json(evaluation))
-        print_table(evaluation, Console())
     return 0
+
+
+def _names(config: Config) -> list[str]:
+    """The protocols to measure, each once."""
+    names = [name.strip() for name in config.protocols.split(",") if name.strip()]
+    if config.save_diagonal is not None:
+        names.append("diagonal")
+    return list(dict.fromkeys(names))
 
 
 def _score(
@@ -113,14 +129,17 @@ def _score(
     batches: Batches,
     protocols: dict[str, Protocol],
     preprocessing: Preprocessing,
-    total: int,
+    photos: ImageFolder,
 ) -> Score:
+    stream: Iterable[Batch] = batches
+    if config.save_images is not None:
+        stream = keep_crops(batches, config.save_images, preprocessing.crop, photos.name)
     try:
         with _progress() as bar, jax.default_matmul_precision(_precision(config)):
-            task = bar.add_task("measuring", total=-(-total // jax.process_count()))
+            task = bar.add_task("measuring", total=-(-len(photos) // jax.process_count()))
             return score(
                 fn,
-                batches,
+                stream,
                 protocols,
                 preprocessing,
                 margin=reflect_margin(preprocessing),
@@ -146,12 +165,11 @@ def _check(config: Config) -> None:
     if config.model is None and config.weights is None:
         raise CommandError("give --weights DIRECTORY, or --model NAME for published weights")
     output = config.output
-    if output is not None and (output.is_dir() or not _parent_exists(output)):
-        raise CommandError(f"--output {output} cannot be written: it must be a file in a directory that exists")
-
-
-def _parent_exists(path: Path) -> bool:
-    return path.absolute().parent.is_dir()
+    if output is not None and (output.is_dir() or not os.access(output.absolute().parent, os.W_OK)):
+        raise CommandError(f"--output {output} cannot be written: it must be a file in a directory that can be written")
+    for option, directory in (("--save-images", config.save_images), ("--save-diagonal", config.save_diagonal)):
+        if directory is not None and directory.exists() and not directory.is_dir():
+            raise CommandError(f"{option} {directory} is a file; give a directory")
 
 
 def _precision(config: Config) -> str:

@@ -57,12 +57,14 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
         top5 = accuracy.parts["top5"]
         figures = {"top1": accuracy.value, "top1_stderr": _number(accuracy.stderr)}
         figures |= {"top5": top5.value, "top5_stderr": _number(top5.stderr)}
-    shifted = {name: each for name, each in score.results.items() if name != "accuracy"}
+    agreements = {name: each for name, each in score.results.items() if each.protocol.quantity == "consistency"}
     return {
         "model": pretrained.model,
         "images": len(score.index),
         **figures,
-        "consistency": {name: {"value": each.value, "stderr": _number(each.stderr)} for name, each in shifted.items()},
+        "consistency": {
+            name: {"value": each.value, "stderr": _number(each.stderr)} for name, each in agreements.items()
+        },
         "unreadable": [{"file": name, "reason": evaluation.reasons.get(name)} for name in evaluation.unreadable],
         "protocols": {name: each.as_dict() for name, each in score.results.items()},
         "per_image": {
@@ -101,6 +103,18 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def _lines(result: Result) -> dict[str, Estimate]:
+    """Title and value of what the table says of a protocol."""
+    name = result.protocol.name
+    if name == "accuracy":
+        return {"top-1 accuracy": result, "top-5 accuracy": result.parts["top5"]}
+    lines: dict[str, Estimate] = {f"{result.protocol.quantity}, {name}": result}
+    for part in ("consistent_correct", "consistent_wrong"):
+        if part in result.parts:
+            lines[f"  {name}, {part.replace('_', ' and ')}"] = result.parts[part]
+    return lines
+
+
 def print_table(evaluation: Evaluation, console: Console) -> None:
     """Prints value and standard error of each measurement, and the photos left out."""
     score = evaluation.score
@@ -109,12 +123,11 @@ def print_table(evaluation: Evaluation, console: Console) -> None:
     table.add_column("measurement")
     table.add_column("percent", justify="right")
     table.add_column("+- stderr", justify="right")
-    for name, result in score.results.items():
-        rows: dict[str, Estimate] = {("top-1 accuracy" if name == "accuracy" else f"consistency, {name}"): result}
-        if name == "accuracy":
-            rows["top-5 accuracy"] = result.parts["top5"]
-        for title, estimate in rows.items():
-            table.add_row(title, f"{estimate.value:.2f}", f"{estimate.stderr:.2f}")
+    for result in score.results.values():
+        for title, estimate in _lines(result).items():
+            table.add_row(
+                title, f"{estimate.value:.2f}", "-" if math.isnan(estimate.stderr) else f"{estimate.stderr:.2f}"
+            )
     console.print(table)
     left_out = evaluation.unreadable
     if left_out:

@@ -5,7 +5,7 @@ nothing here depends on the number of devices or processes but the speed.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from jax.tree_util import Partial
 
 from aa_flax.consistency import PROTOCOLS, Crop, Normalise, Protocol, Result, create_protocol
 from aa_flax.weights.config import Preprocessing
-from train.data import Batches
+from train.data import Batch
 from train.errors import CommandError
 
 
@@ -103,7 +103,7 @@ def whole_batch(batch_size: int) -> int:
 
 def score(
     fn: Partial,
-    batches: Batches,
+    batches: Iterable[Batch],
     protocols: Mapping[str, Protocol],
     preprocessing: Preprocessing,
     *,

@@ -21,6 +21,7 @@ class Accuracy(Protocol):
     """
 
     name: ClassVar[str] = "accuracy"
+    quantity: ClassVar[str] = "accuracy"
     needs_labels: ClassVar[bool] = True
     readout: ClassVar[Readout] = staticmethod(read_ranks)
 
@@ -93,6 +94,7 @@ class Diagonal(Protocol):
     """
 
     name: ClassVar[str] = "diagonal"
+    quantity: ClassVar[str] = "mean flip rate"
     needs_labels: ClassVar[bool] = True
     readout: ClassVar[Readout] = staticmethod(read_probabilities)
 
@@ -130,6 +132,7 @@ class WorstCase(Protocol):
     """
 
     name: ClassVar[str] = "worst"
+    quantity: ClassVar[str] = "accuracy"
     needs_labels: ClassVar[bool] = True
 
     max_shift: int = 4

@@ -39,6 +39,8 @@ class Protocol:
 
     name: ClassVar[str]
     """The name in `PROTOCOLS`, in reports and on the command line."""
+    quantity: ClassVar[str] = "consistency"
+    """What the value is a percentage of; more is better, but for "mean flip rate"."""
     needs_labels: ClassVar[bool] = False
     """Whether labels must be given. Where they need not be, they add parts to the result."""
     readout: ClassVar[Readout] = staticmethod(read_predictions)
