@@ -7,11 +7,15 @@ import math
 import re
 from pathlib import Path
 
+import matplotlib
 import pytest
+from matplotlib.text import Annotation
 
 from aa_flax.consistency import Estimate
 from train import report, tables
-from train.page import Cell, Figure, Page, Section, Table, plain, to_html, to_markdown, without_figures, write_page
+from train.drawing import STYLE, Drawn
+from train.page import Cell, Figure, Page, Section, Table, plain
+from train.page_forms import to_html, to_markdown, write_page
 from train.standings import Conditions, Entry, Measured, front, published_entries
 
 # What the reference's own tables set in bold type (on the front), by network; all other rows of
@@ -151,7 +155,7 @@ def test_weights_that_were_not_published_are_marked(entries):
     text = to_markdown(page)
     assert "71.69 \u00b1 0.50 \u2020" not in text
     assert "71.89 \u00b1 0.50 \u2020" in text
-    assert "resnet18.pth \u2020" in text
+    assert "resnet18.pth\u00a0\u2020" in text
     assert "\u2020" not in to_markdown(report.build(entries))
 
 
@@ -311,6 +315,30 @@ class Dot:
         return b"png"
 
 
+def test_names_in_pictures_do_not_meet(entries):
+    rows = with_measured(entries, "resnet34")
+    for figure in report.build(rows, conditions=CONDITIONS).figures():
+        assert isinstance(figure.picture, Drawn)
+        with matplotlib.rc_context(STYLE):
+            drawing = figure.picture.draw()
+        drawing.draw_without_rendering()
+        for axis in drawing.axes:
+            notes = [child for child in axis.get_children() if isinstance(child, Annotation)]
+            # Digits stand on their marks.
+            names = [note for note in notes if note.get_text() and not note.get_text().isdigit()]
+            for one, other in itertools.combinations(names, 2):
+                pair = f"{one.get_text()} and {other.get_text()} in {figure.name}"
+                assert not one.get_window_extent().overlaps(other.get_window_extent()), pair
+
+
+def test_pictures_do_not_shrink_beyond_reading(entries):
+    overview = next(figure for figure in report.build(entries).figures() if figure.name == "overview")
+    sizes = re.search(r'<svg style="min-width:(\d+)pt".*?width="([\d.]+)pt"', overview.picture.svg())
+    assert sizes
+    least, natural = (float(size) for size in sizes.groups())
+    assert 0.6 * natural < least < natural
+
+
 def test_write_page_leaves_only_whole_files(tmp_path):
     figure = Figure(name="dot", caption="c", alt="a dot", picture=Dot())
     page = Page(title="t", lead=(), sections=(Section(title="s", blocks=(figure,)),))
@@ -338,6 +366,14 @@ def test_a_smaller_set_is_warned_of(entries, images, warned):
 def test_entry_of_an_unusual_filter_has_a_name():
     entry = Entry(model="resnet18", filter_size=7, training="scratch", top1=1.0, consistency=2.0)
     assert (entry.spec, entry.filter_name) == ("resnet18_lpf7", "Bin-7")
+
+
+def without_figures(page: Page) -> Page:
+    sections = [
+        dataclasses.replace(section, blocks=tuple(block for block in section.blocks if not isinstance(block, Figure)))
+        for section in page.sections
+    ]
+    return dataclasses.replace(page, sections=tuple(sections))
 
 
 def test_the_published_page_of_the_documents_is_current(entries):

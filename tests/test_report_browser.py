@@ -12,7 +12,7 @@ from PIL import Image
 
 from aa_flax.consistency import Estimate
 from train import report
-from train.page import to_html
+from train.page_forms import to_html
 from train.standings import Conditions, Entry, Measured, published_entries
 
 pytestmark = pytest.mark.browser

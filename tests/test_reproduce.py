@@ -17,7 +17,7 @@ from train import measuring, published_weights, reproduce
 from train.__main__ import main
 from train.data.wnids import imagenet_wnids
 from train.errors import CommandError
-from train.published_weights import checkpoints
+from train.published_weights import checkpoints, choose
 
 pytestmark = pytest.mark.usefixtures("optimised")
 SMALL = Preprocessing(resize=40, crop=32)
@@ -78,7 +78,7 @@ def forbid_measuring(monkeypatch):
 
 def test_choose():
     def specs(*patterns):
-        return [c.name for c in reproduce.choose(checkpoints(), patterns)]
+        return [c.name for c in choose(checkpoints(), patterns)]
 
     assert len(specs()) == 82
     assert len(specs("mobilenet_v2")) == 6
@@ -279,6 +279,7 @@ def test_bad_options_are_one_line(options, message, tmp_path, capsys):
     assert error.startswith("error: ")
     assert message in error
     assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_output_that_is_a_file_is_refused(tmp_path, capsys):

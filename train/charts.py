@@ -17,7 +17,7 @@ from train.drawing import (
     SERIES,
     Drawn,
     dot,
-    label_point,
+    label_points,
     series_key,
 )
 from train.page import Figure
@@ -58,7 +58,7 @@ def bars(name: str, bars_: Sequence[Bar], *, quantity: str, caption: str) -> Fig
     """
 
     def draw() -> Drawing:
-        drawing = Drawing(figsize=(9.2, 0.42 * len(bars_) + 1.3), layout="constrained")
+        drawing = Drawing(figsize=(6.8, 0.42 * len(bars_) + 1.3), layout="constrained")
         axis = drawing.subplots()
         for row, bar in enumerate(bars_):
             _bar_pair(axis, row, bar)
@@ -93,10 +93,13 @@ def cost(name: str, costs: Sequence[Cost], *, device: str, caption: str) -> Figu
     def draw() -> Drawing:
         drawing = Drawing(figsize=(9.6, 4.2), layout="constrained")
         left, right = drawing.subplots(1, 2)
+        fans: dict[str, list[Cost]] = {}
+        for entry in costs:
+            fans.setdefault(entry.model, []).append(entry)
         spread = max(e.milliseconds for e in costs) / min(e.milliseconds for e in costs)
         for axis, quantity in ((left, "top1"), (right, "consistency")):
-            for model in dict.fromkeys(entry.model for entry in costs):
-                _cost_fan(axis, [entry for entry in costs if entry.model == model], quantity)
+            for variants in fans.values():
+                _cost_fan(axis, variants, quantity)
             if spread > 4:
                 axis.set_xscale("log")
                 axis.xaxis.set_major_formatter("{x:g}")
@@ -115,6 +118,8 @@ def cost(name: str, costs: Sequence[Cost], *, device: str, caption: str) -> Figu
             ncols=3,
             fontsize=9,
         )
+        for axis, quantity in ((left, "top1"), (right, "consistency")):
+            _name_fans(axis, list(fans.values()), quantity)
         return drawing
 
     alt = f"Time of a forward pass on {device} against accuracy and consistency. " + " ".join(
@@ -126,7 +131,7 @@ def cost(name: str, costs: Sequence[Cost], *, device: str, caption: str) -> Figu
 
 
 def _cost_fan(axis: Axes, variants: Sequence[Cost], quantity: str) -> None:
-    """Lines from the first variant, which bears the network's name, to the others' taps."""
+    """Lines from the first variant to the others, which bear their taps."""
     first, *others = variants
     start = (first.milliseconds, getattr(first, quantity))
     for entry in others:
@@ -144,8 +149,16 @@ def _cost_fan(axis: Axes, variants: Sequence[Cost], quantity: str) -> None:
             fontweight="bold",
         )
     dot(axis, *start, first.training)
-    name = first.model if first.filter_size is None else f"{first.model} {first.filter_size}"
-    label_point(axis, name, *start, left=True)
+
+
+def _name_fans(axis: Axes, fans: Sequence[Sequence[Cost]], quantity: str) -> None:
+    """Each network's name beside the variant from which its lines lead."""
+    names, taken = [], []
+    for first, *others in fans:
+        name = first.model if first.filter_size is None else f"{first.model} {first.filter_size}"
+        names.append((name, first.milliseconds, getattr(first, quantity)))
+        taken += [(entry.milliseconds, getattr(entry, quantity)) for entry in others]
+    label_points(axis, names, taken, first="left")
 
 
 def _bar_pair(axis: Axes, row: int, bar: Bar) -> None:

@@ -13,7 +13,7 @@ from train.drawing import (
     SOFT,
     Drawn,
     dot,
-    label_point,
+    label_points,
     series_key,
 )
 from train.page import Figure
@@ -61,6 +61,8 @@ def scatter(name: str, title: str, panels: Sequence[tuple[str, Sequence[Point]]]
         used = {point.training for _, points in panels for point in points}
         handles = [series_key(training) for training in SERIES if training in used]
         drawing.legend(handles=handles, loc="outside lower left", ncols=2, fontsize=9)
+        for axis, (_, points) in zip(axes, panels, strict=True):
+            label_points(axis, [(p.label, p.top1, p.consistency) for p in points], first="right")
         return drawing
 
     alt = f"Scatter plot of {title}: accuracy to the right, consistency upwards. " + " ".join(
@@ -82,13 +84,15 @@ def overview(name: str, panels: Sequence[tuple[str, Sequence[tuple[Point, Point]
 
     def draw() -> Drawing:
         drawing = Drawing(figsize=(5 * columns, 3.1 * rows + 0.4), layout="constrained")
-        axes = drawing.subplots(rows, columns, squeeze=False).flat
+        axes = list(drawing.subplots(rows, columns, squeeze=False).flat)
         for axis, (heading, pairs) in zip(axes, panels, strict=False):
             _arrows(axis, heading, pairs)
-        for axis in list(drawing.axes)[len(panels) :]:
+        for axis in axes[len(panels) :]:
             axis.remove()
         handles = [series_key("torchvision"), series_key("finetuned")]
         drawing.legend(handles=handles, loc="outside lower left", ncols=2)
+        for axis, (_, pairs) in zip(axes, panels, strict=False):
+            _name_arrows(axis, pairs)
         return drawing
 
     alt = _overview_alt([pair for _, pairs in panels for pair in pairs])
@@ -100,7 +104,6 @@ def _scatter_panel(axis: Axes, heading: str, points: Sequence[Point]) -> None:
     axis.plot([p.top1 for p in scratch], [p.consistency for p in scratch], color=RULE, lw=1, zorder=1)
     for point in points:
         _mark(axis, point)
-        label_point(axis, point.label, point.top1, point.consistency)
     axis.set_title(heading)
     _percent_axes(axis)
     axis.margins(x=0.22, y=0.14)
@@ -137,19 +140,20 @@ def _arrows(axis: Axes, heading: str, pairs: Sequence[tuple[Point, Point]]) -> N
         )
         _mark(axis, plain)
         _mark(axis, blurred)
-        axis.annotate(
-            plain.label,
-            (plain.top1, plain.consistency),
-            (0, -7),
-            textcoords="offset points",
-            ha="center",
-            va="top",
-            fontsize=8,
-            zorder=4,
-        )
     axis.set_title(heading)
     _percent_axes(axis)
     axis.margins(x=0.2, y=0.2)
+
+
+def _name_arrows(axis: Axes, pairs: Sequence[tuple[Point, Point]]) -> None:
+    """Names the plain ends; neither the other ends nor the arrows may be covered."""
+    along = [step / 12 for step in range(1, 13)]
+    arrows = [
+        (a.top1 + t * (b.top1 - a.top1), a.consistency + t * (b.consistency - a.consistency))
+        for a, b in pairs
+        for t in along
+    ]
+    label_points(axis, [(a.label, a.top1, a.consistency) for a, _ in pairs], arrows, first="below")
 
 
 def _spoken(points: Sequence[Point]) -> str:

@@ -61,7 +61,7 @@ thead th { border-bottom: 2px solid var(--soft); color: var(--soft); font-size: 
 td.words { white-space: normal; overflow-wrap: break-word; max-width: 28rem; }
 tbody tr:nth-child(even) { background: var(--band); }
 td em, tbody th em { color: var(--soft); }
-figure { margin: 1.25rem 0; }
+figure { margin: 1.25rem 0; max-width: 100%; overflow-x: auto; }
 figure svg { display: block; max-width: 100%; height: auto; }
 figcaption { color: var(--soft); font-size: .92rem; max-width: 46rem; margin-top: .4rem; }
 .spoken { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%);
@@ -71,7 +71,8 @@ figcaption { color: var(--soft); font-size: .92rem; max-width: 46rem; margin-top
   nav { display: none; }
   h2, h3, caption { break-after: avoid; }
   tr, figure, section.level3 { break-inside: avoid; }
-  .table { overflow: visible; }
+  .table, figure { overflow: visible; }
+  figure svg { min-width: 0 !important; }
 }
 """
 

@@ -1,8 +1,10 @@
 """Where the weights of the published rows are: on this disk, or where they can be fetched from."""
 
 import dataclasses
+import difflib
+import fnmatch
 import urllib.error
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,6 +98,25 @@ class Weights:
 def checkpoints() -> list[Checkpoint]:
     """All published rows, in the order of the catalogue."""
     return [Checkpoint(_with_file(entry)) for entry in catalog.published()]
+
+
+def choose(found: Sequence[Checkpoint], patterns: Sequence[str]) -> list[Checkpoint]:
+    """The checkpoints of networks or specs that match one of the patterns; all without patterns.
+
+    Raises:
+        CommandError: A pattern that nothing matches.
+    """
+
+    def matches(checkpoint: Checkpoint, pattern: str) -> bool:
+        names = (checkpoint.published.model, checkpoint.published.spec, checkpoint.name)
+        return any(fnmatch.fnmatchcase(name, pattern) for name in names)
+
+    for pattern in patterns:
+        if not any(matches(checkpoint, pattern) for checkpoint in found):
+            models = list(dict.fromkeys(checkpoint.published.model for checkpoint in found))
+            close = difflib.get_close_matches(pattern, models) or models
+            raise CommandError(f"--models {pattern!r} is none of the published networks; try {', '.join(close)}")
+    return [c for c in found if not patterns or any(matches(c, pattern) for pattern in patterns)]
 
 
 def find(root: Path, checkpoint: Checkpoint) -> Weights | None:

@@ -1,7 +1,7 @@
 """The reproduction report: published numbers, measured ones beside them, and their pictures.
 
 Tables have the form of the reference's own. The text of the report is here; its tables are made in
-`train/tables.py`, its drawings in `train/figures.py`, its two file forms in `train/page.py`.
+`train/tables.py`, its drawings in `train/figures.py`, its two file forms in `train/page_forms.py`.
 """
 
 import math

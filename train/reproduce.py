@@ -6,8 +6,6 @@ as they are there, so a run that was stopped continues where it was.
 """
 
 import dataclasses
-import difflib
-import fnmatch
 import os
 import platform
 import sys
@@ -34,12 +32,14 @@ from train.measuring import (
     timing_conditions,
     write_numbers,
 )
-from train.page import Page, write_page
+from train.page import Page
+from train.page_forms import write_page
 from train.published_weights import (
     Checkpoint,
     UnreachableError,
     Weights,
     checkpoints,
+    choose,
     download,
     find,
     where_expected,
@@ -122,17 +122,15 @@ def run(config: Config) -> int:
     Raises:
         CommandError: An option that cannot be used; photos that cannot.
     """
-    try:
-        config.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CommandError(f"--output {config.output} cannot be made: {error.strerror}") from error
     console = Console(stderr=True)
     if config.published_only:
+        _make(config.output)
         _write(config.output, report.build(published_entries()), console)
         return 0
     assert config.data is not None
     chosen = choose(checkpoints(), config.models)
     photos = open_validation(config.data)
+    _make(config.output)
     try:
         with _progress(console) as progress:
             outcome = _measure_all(config, chosen, photos, progress)
@@ -151,23 +149,12 @@ def run(config: Config) -> int:
     return 1 if outcome.failed else 0
 
 
-def choose(found: Sequence[Checkpoint], patterns: Sequence[str]) -> list[Checkpoint]:
-    """The checkpoints of networks or specs that match one of the patterns; all without patterns.
-
-    Raises:
-        CommandError: A pattern that nothing matches.
-    """
-
-    def matches(checkpoint: Checkpoint, pattern: str) -> bool:
-        names = (checkpoint.published.model, checkpoint.published.spec, checkpoint.name)
-        return any(fnmatch.fnmatchcase(name, pattern) for name in names)
-
-    for pattern in patterns:
-        if not any(matches(checkpoint, pattern) for checkpoint in found):
-            models = list(dict.fromkeys(checkpoint.published.model for checkpoint in found))
-            close = difflib.get_close_matches(pattern, models) or models
-            raise CommandError(f"--models {pattern!r} is none of the published networks; try {', '.join(close)}")
-    return [c for c in found if not patterns or any(matches(c, pattern) for pattern in patterns)]
+def _make(output: Path) -> None:
+    """Makes the directory before anything is measured, and after all else was found to be good."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandError(f"--output {output} cannot be made: {error.strerror}") from error
 
 
 def _measure_all(config: Config, chosen: Sequence[Checkpoint], photos: Photos, progress: Progress) -> Outcome:

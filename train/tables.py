@@ -68,7 +68,7 @@ def measured_networks(entries: Iterable[Entry]) -> Table | None:
         found = entry.measured
         if found:
             numbers = [spread(e) for e in (found.top1, found.top5, found.consistency)]
-            origin = found.weights if found.published_file else f"{found.weights} {OTHER_WEIGHTS}"
+            origin = found.weights if found.published_file else f"{found.weights}\u00a0{OTHER_WEIGHTS}"
             texts = [entry.spec, entry.training, *numbers, origin]
             lines.append(tuple(Cell(text=text) for text in texts))
     if not lines:
