@@ -222,7 +222,7 @@ def test_the_map_has_the_colour_of_each_prediction():
         (["--weights", "/absent"], "/absent"),
         (["--model", "resnet18_lpf2"], "holds resnet18_plain, not resnet18_lpf2"),
         (["--model", "resnet17"], "unknown network 'resnet17'"),
-        (["--output", "/dev/null/x"], "--output /dev/null/x: Not a directory"),
+        (["--output", "/dev/null/x"], "--output /dev/null/x cannot be made: Not a directory"),
     ],
 )
 def test_bad_options_are_one_line(options, message, networks, picture, tmp_path, capsys):

@@ -67,6 +67,10 @@ def run(config: Config) -> int:
     names = _shared_names(networks)
     preprocessing = networks[0].config.preprocessing
     photo = read_photo(config.image, preprocessing)
+    try:
+        config.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandError(f"--output {config.output} cannot be made: {error.strerror}") from error
     bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*bar, console=console) as progress, jax.default_matmul_precision("highest"):
@@ -143,8 +147,8 @@ def _summarise(views: Sequence[View], names: Sequence[str], output: Path) -> Non
     table = Table(title=f"Predictions and their share of {views[0].predictions.size} shifts", title_justify="left")
     table.add_column("network", no_wrap=True)
     table.add_column("predictions", no_wrap=True)
-    table.add_column("two shifts agree", justify="right")
-    table.add_column("changes on the diagonal", justify="right")
+    table.add_column("two shifts\nagree", justify="right")
+    table.add_column("flips along\nthe diagonal", justify="right", no_wrap=True)
     for view in views:
         counts = Counter(view.predictions.ravel().tolist()).most_common()
         shares = [f"{names[index]} {100 * count / view.predictions.size:.1f} %" for index, count in counts[:4]]

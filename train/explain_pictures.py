@@ -43,12 +43,12 @@ def probabilities(views: Sequence[View], shown: Shown) -> bytes:
 def shift_maps(views: Sequence[View], shown: Shown) -> bytes:
     """A PNG of the prediction at every shift, a map for each network. Arguments as above."""
     with matplotlib.rc_context(STYLE):
-        drawing = Drawing(figsize=(4.4 * len(views) + 0.4, 5.6), layout="constrained")
+        drawing = Drawing(figsize=(4.4 * len(views) + 0.4, 6.2), layout="constrained")
         for axis, view in zip(_row(drawing, len(views)), views, strict=True):
             _map(axis, view, shown)
             axis.set_title(f"{view.name}\ntwo shifts agree {view.consistency:.1f} % of the time")
         keys = [key for key, share in _patches(views, shown) if share]
-        drawing.legend(handles=keys, loc="outside lower center", ncols=2)
+        drawing.legend(handles=keys, title=_shares_title(views), loc="outside lower center", ncols=2)
         return _png(drawing)
 
 
@@ -82,13 +82,14 @@ def animation(
         for column, view in enumerate(views, start=1):
             top, below = drawing.add_subplot(grid[0, column]), drawing.add_subplot(grid[1, column])
             _curves(top, view, shown)
-            headings.append(top.set_title(view.name))
+            headings.append(top.set_title(f"{view.name}\n"))
             _map(below, view, shown)
             cursors.append(top.axvline(0, color=INK, linewidth=1.2))
             marks += below.plot(0, 0, "o", color=PAPER, markeredgecolor=INK, markersize=8, clip_on=False)
         *named, (other, share) = _patches(views, shown)
         keys = [*(key for key, _ in named), *([other] if share else [])]
-        drawing.legend(handles=keys, loc="outside lower center", ncols=3, fontsize=8)
+        heading = _shares_title(views)
+        drawing.legend(handles=keys, title=heading, loc="outside lower center", ncols=3, fontsize=8, title_fontsize=8)
         frames = []
         for offset in range(photo.last + 1):
             image.set_data(photo.at(offset))
@@ -96,7 +97,7 @@ def animation(
             for cursor in cursors:
                 cursor.set_xdata([offset, offset])
             for heading, view in zip(headings, views, strict=True):
-                heading.set_text(f"{view.name}: {_answer(view, offset, shown)}")
+                heading.set_text(f"{view.name}\n{_answer(view, offset, shown)}")
             for mark in marks:
                 mark.set_data([offset], [offset])
             canvas.draw()
@@ -147,6 +148,11 @@ def _patches(views: Sequence[View], shown: Shown) -> list[tuple[Patch, float]]:
         label = " | ".join(f"{each:.0f} %" for each in percent)
         keys.append((Patch(color=colour, label=f"{name} ({label})"), float(percent.max())))
     return keys
+
+
+def _shares_title(views: Sequence[View]) -> str:
+    """What the percentages in the keys of `_patches` are."""
+    return "predicted class (share of all shifts" + (", left | right)" if len(views) > 1 else ")")
 
 
 def _answer(view: View, offset: int, shown: Shown) -> str:
