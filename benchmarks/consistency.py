@@ -1,7 +1,11 @@
-"""Crops per second of the shift protocols, against the plain way: cut on the host, send, predict, compare."""
+"""Crops per second of the shift protocols, against the plain way: cut on the host, send, predict, compare.
+
+With a folder of photos also from the files: decoded once, against decoded for every pass as the reference does.
+"""
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,6 +20,9 @@ from benchmarks.measure import Case
 from benchmarks.networks import Variant
 from benchmarks.options import Common
 from benchmarks.report import Report
+from train.data import ImageFolder
+from train.data.transforms import evaluation_crop
+from train.errors import CommandError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,11 +38,15 @@ class Config(Common):
     pairs: int = 5
     """Pairs of crops for each photo."""
 
+    data: Path | None = None
+    """Photos, CLASS/*.jpg: times the measurement with its decoding too, on the first --images of them."""
+
 
 def run(config: Config) -> int:
     """Measures each way; see `Config`."""
     if config.smoke:
         config = dataclasses.replace(config, images=8, pairs=1)
+    folder = None if config.data is None else _photos(config.data, config.images)
     crop = 64 if config.smoke else 224
     report = Report("consistency", config.output)
     reason = peers.missing() if config.torch else "PyTorch's part was left out: --no-torch"
@@ -48,21 +59,64 @@ def run(config: Config) -> int:
     ways = _ours(config, photos, offsets, crop, None if net is None else peers.arrays(net))
     if net is not None:
         ways["torch reference"] = _reference(net.eval(), photos, offsets, crop)
+    _compare(config, report, f"Crop consistency of {config.model}_lpf4, {{}} photos, {config.pairs} pairs", ways)
+    if folder is not None:
+        state = None if net is None else peers.arrays(net)
+        from_files = _decoding(config, folder, offsets, crop, state)
+        _compare(config, report, f"The same from {{}} files, {config.model}_lpf4, {config.pairs} pairs", from_files)
+    print(report.markdown())
+    return 0
+
+
+def _compare(config: Config, report: Report, title: str, ways: dict[str, Callable[[], float]]) -> None:
+    """Checks that all ways find what the first finds, and reports their times."""
+    first, *_ = ways
     values = {name: way() for name, way in ways.items()}
     # One photo in all may sit on the fence between two classes in another framework's rounding.
     slack = 100 / config.images / config.pairs + 1e-6
     for name, value in values.items():
-        if not abs(value - values["aa_flax"]) <= slack:
-            raise ValueError(f"{name} finds a consistency of {value:.2f}, aa_flax {values['aa_flax']:.2f}")
+        if not abs(value - values[first]) <= slack:
+            raise ValueError(f"{name} finds a consistency of {value:.2f}, {first} {values[first]:.2f}")
     cases = {name: Case(way, lambda value: value) for name, way in ways.items()}
     times = measure.alternate(cases, **config.timing)  # type: ignore[arg-type]
     crops = config.images * config.pairs * 2
     for name, timing in times.items():
-        ratio = timing.median / times["aa_flax"].median
+        ratio = timing.median / times[first].median
         row = {"way": name, "crops/s": crops / timing.median, "time / ours": ratio, "spread": timing.spread}
-        report.add(f"Crop consistency of {config.model}_lpf4, {config.images} photos, {config.pairs} pairs", row)
-    print(report.markdown())
-    return 0
+        report.add(title.format(config.images), row)
+
+
+def _photos(root: Path, least: int) -> ImageFolder:
+    try:
+        folder = ImageFolder(root)
+    except CommandError as error:
+        raise ValueError(f"--data: {error}") from error
+    if len(folder) < least:
+        raise ValueError(f"--data {root} has {len(folder)} photos; --images asks for {least}")
+    return folder
+
+
+def _decoding(
+    config: Config, folder: ImageFolder, offsets: np.ndarray, crop: int, state: dict[str, np.ndarray] | None
+) -> dict[str, Callable[[], float]]:
+    """The same network and cuts with the photos read from files: once in all, or once for each pair."""
+    big = crop + 32
+
+    def photos() -> np.ndarray:
+        read = [folder[i][0] for i in range(config.images)]
+        return np.stack([evaluation_crop(p, resize=big, big=big, crop=crop, interpolation="bilinear") for p in read])
+
+    model: Any = Variant(config.model, 4).create(jnp.float32, state=state)
+    model.eval()
+    normalise = Normalise()
+    once = create_protocol("crop", crop=crop, given=offsets)
+    passes = [create_protocol("crop", crop=crop, given=pair[None]) for pair in offsets]
+    return {
+        "decoded once": lambda: once.measure(model, photos(), preprocess=normalise).value,
+        "decoded for every pass": lambda: float(
+            np.mean([each.measure(model, photos(), preprocess=normalise).value for each in passes])
+        ),
+    }
 
 
 def _ours(

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks import measure, training
 from benchmarks.__main__ import BENCHMARKS, main
@@ -82,9 +83,14 @@ def test_input_pipeline(tmp_path):
 
 
 def test_consistency(tmp_path):
-    report = _run(tmp_path, "consistency", "--no-torch", "--model", "resnet18")
-    (rows,) = report["tables"].values()
-    assert [row["way"] for row in rows] == ["aa_flax", "cut on the host, jitted network"]
+    for i in range(8):
+        path = tmp_path / "photos/a" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (110, 120, 3), np.uint8)).save(path)
+    report = _run(tmp_path, "consistency", "--no-torch", "--model", "resnet18", "--data", str(tmp_path / "photos"))
+    memory, files = report["tables"].values()
+    assert [row["way"] for row in memory] == ["aa_flax", "cut on the host, jitted network"]
+    assert [row["way"] for row in files] == ["decoded once", "decoded for every pass"]
 
 
 @pytest.mark.parametrize(
@@ -93,6 +99,7 @@ def test_consistency(tmp_path):
         (["blur"], "unknown benchmark 'blur'"),
         (["inference", "--models", "resnet5", "--no-torch"], "--models resnet5: no such network"),
         (["blurpool", "--maps", "7", "--no-torch"], "--maps 7 is none of"),
+        (["consistency", "--data", "/nowhere", "--no-torch"], "--data: data directory /nowhere does not exist"),
     ],
 )
 def test_bad_input_is_one_line(words, message, capsys, tmp_path):
