@@ -106,7 +106,7 @@ def test_measures_lists_and_goes_on(weights, photos, tmp_path, capsys, monkeypat
     assert results == ["resnet18_lpf2_scratch.json", "resnet18_plain_torchvision.json"]
     text = (output / "report.md").read_text()
     assert "Photos: 6 in" in text
-    assert "resnet18\\_plain from mine.pth \u2020" in text
+    assert "resnet18\\_plain from mine.pth\u00a0\u2020" in text
     kept = json.loads((output / "results/resnet18_plain_torchvision.json").read_text())
     assert kept["identity"]["protocols"]["zhang2019"]["pairs"] == 5
 
