@@ -1,13 +1,15 @@
 """One function in several forms, chosen by where the program runs."""
 
 import contextlib
-import contextvars
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 from jax import lax
 
-_CHOSEN: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+# A part of the key of JAX's caches: what was traced outside is traced again inside.
+_CHOSEN: Any = jax.make_user_context(None)
 
 
 @contextlib.contextmanager
@@ -20,21 +22,23 @@ def traced_for(platform: str) -> Iterator[None]:
         with aa_flax.traced_for("cpu"):
             jaxpr = jax.make_jaxpr(model)(images)
 
-    All forms give the same numbers but for rounding. A function that ``jax.jit`` has traced before is not traced again.
+    All forms give the same numbers but for rounding.
 
     Args:
         platform: ``cpu``, ``cuda``, ``rocm`` or ``tpu``.
+
+    Raises:
+        ValueError: for any other platform.
     """
-    token = _CHOSEN.set(platform)
-    try:
+    if platform not in PLATFORMS:
+        raise ValueError(f"platform must be one of {', '.join(PLATFORMS)}, got {platform!r}")
+    with _CHOSEN(platform):
         yield
-    finally:
-        _CHOSEN.reset(token)
 
 
 def platform_dependent(*operands: Any, default: Callable[..., Any], **forms: Callable[..., Any]) -> Any:
     """As ``jax.lax.platform_dependent``, but for :func:`traced_for`."""
-    platform = _CHOSEN.get()
+    platform = _CHOSEN.value
     if platform is None:
         return lax.platform_dependent(*operands, default=default, **forms)
     return forms.get(platform, default)(*operands)
