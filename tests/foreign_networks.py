@@ -147,6 +147,31 @@ class Detector(nnx.Module):
         return maps
 
 
+class Activation(nnx.Module):
+    """A function as a module, which other people's factories return."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, x):
+        return self.function(x)
+
+
+class WrappedAct(nnx.Module):
+    """A residual block with its activations in modules, and a head that pools over the whole map."""
+
+    def __init__(self, rngs: nnx.Rngs, act: Activation | None = None):
+        self.conv1 = nnx.Conv(4, 8, (3, 3), (2, 2), padding=(1, 1), rngs=rngs)
+        self.act1 = Activation(nnx.relu) if act is None else act
+        self.conv2 = nnx.Conv(8, 8, (3, 3), rngs=rngs)
+        self.act2 = Activation(nnx.relu) if act is None else act
+        self.shortcut = nnx.Conv(4, 8, (1, 1), (2, 2), rngs=rngs)
+
+    def __call__(self, x):
+        x = self.act2(self.conv2(self.act1(self.conv1(x))) + self.shortcut(x))
+        return nnx.avg_pool(x, x.shape[1:3], x.shape[1:3])
+
+
 class HiddenPool(nnx.Module):
     """Everything that the object graph does not show."""
 

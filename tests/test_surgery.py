@@ -12,7 +12,17 @@ from flax import linen, nnx
 import aa_flax
 from aa_flax.strided import BlurAfter, BlurredConvolution
 from aa_flax.weights.abstract import abstract_model
-from tests.foreign_networks import ConvNeXt, ConvNormAct, Detector, HiddenPool, UNet, run, with_values
+from tests.foreign_networks import (
+    Activation,
+    ConvNeXt,
+    ConvNormAct,
+    Detector,
+    HiddenPool,
+    UNet,
+    WrappedAct,
+    run,
+    with_values,
+)
 
 
 def image(size: int = 17, channels: int = 3) -> jax.Array:
@@ -137,6 +147,32 @@ def test_slots_put_the_blur_behind_an_activation_that_the_class_holds():
     down = copy.stages[0].down
     dense = nnx.silu(down.bn(nnx.Conv.__call__(_padded_as_strided(down.conv), x)))
     same(down(x), aa_flax.blur_pool(dense))
+
+
+def test_a_dotted_slot_reaches_into_a_module_that_wraps_the_activation():
+    model = with_values(lambda: WrappedAct(nnx.Rngs(0)))
+    slots = {WrappedAct: {"act1.function": "conv1"}}
+    copy, report = aa_flax.antialias(model, first=True, slots=slots)
+    assert "blur in act1.function" in details(report)["conv1"][1]
+    assert copy.act2.function is nnx.relu
+    assert paths(copy) == paths(model)
+    x = image(9, 4)
+    dense = nnx.Conv(4, 8, (3, 3), padding=1, rngs=nnx.Rngs(0))
+    nnx.update(dense, nnx.state(model.conv1))
+    inner = model.conv2(aa_flax.blur_pool(nnx.relu(dense(x)))) + copy.shortcut(x)
+    same(copy(x), nnx.relu(inner).mean((1, 2), keepdims=True))
+    assert aa_flax.find_strided(copy, image(33, 4)) == (), "a pool over the whole map drops nothing"
+    with pytest.raises(ValueError, match=r"the slot act1 holds (.|\n)*a dotted slot reaches into it"):
+        aa_flax.antialias(model, first=True, slots={WrappedAct: {"act1": "conv1"}})
+    with pytest.raises(ValueError, match=r"declares the slot 'act3\.function' but has no such attribute"):
+        aa_flax.antialias(model, first=True, slots={WrappedAct: {"act3.function": "conv1"}})
+
+
+def test_a_wrapped_activation_that_two_places_share_takes_no_blur():
+    with nnx.set_graph_mode(True):
+        model = with_values(lambda: WrappedAct(nnx.Rngs(0), Activation(nnx.relu)))
+        with pytest.raises(ValueError, match="act1 and act2 are one module, whose function can hold no blur"):
+            aa_flax.antialias(model, first=True, slots={WrappedAct: {"act1.function": "conv1"}})
 
 
 def _padded_as_strided(conv: nnx.Conv) -> nnx.Conv:

@@ -48,9 +48,10 @@ def antialias(
     - in an ``nnx.Sequential``: behind the activation that follows the convolution, normalisation in between or not;
     - in a module whose class declares ``antialias_slots = {"blur": "conv1"}``: attribute ``blur`` takes over the stride
       of ``conv1`` (a dotted path works too). If it holds None it becomes a blur, which the class applies where it
-      belongs when there is one; if it holds an activation function, that is wrapped. ``{"blur": 2}`` stands for a
-      pool of stride 2 inside ``__call__``, which the class makes dense when there is a blur. The networks of this
-      package do this, and ``slots`` does it for classes that cannot be edited.
+      belongs when there is one; if it holds an activation function, that is wrapped, and ``{"act.fn": "conv1"}``
+      reaches a function that the module ``act`` holds. ``{"blur": 2}`` stands for a pool of stride 2 inside
+      ``__call__``, which the class makes dense when there is a blur. The networks of this package do this, and
+      ``slots`` does it for classes that cannot be edited.
 
     Elsewhere the blur follows the convolution directly. A convolution of stride 4 keeps 2 of it, as in the paper.
 

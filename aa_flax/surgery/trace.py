@@ -56,6 +56,7 @@ def find_strided(model: nnx.Module, *args: Any, **kwargs: Any) -> tuple[StridedO
     Unlike :func:`aa_flax.antialias` this looks at what runs, not at what the object graph holds, so that it finds
     pools and slices written inside ``__call__``. It finds convolutions, pools (``reduce_window``) and slices such as
     ``x[:, ::2]``; it does not see subsampling by index arrays, by reshaping into patches, or by ``jax.image.resize``.
+    A pool over the whole map is none: give images of the usual size, on which only a global pool reaches that far.
 
     Args:
         model: any NNX module; it is traced in evaluation mode and not changed.
@@ -146,7 +147,10 @@ def _stride(equation: JaxprEqn) -> tuple[str, tuple[int, ...]]:
             stride[axis] = step
         return "convolution", tuple(stride)
     if name.startswith("reduce_window"):
-        return "pool", tuple(params["window_strides"])
+        # A window over the whole axis leaves one sample, whatever its step: global pooling drops nothing.
+        geometry = (params[name] for name in ("window_strides", "window_dimensions", "padding"))
+        axes = zip(_shape(equation), *geometry, strict=True)
+        return "pool", tuple(1 if window == size and pad == (0, 0) else step for size, step, window, pad in axes)
     if name == "slice":
         return "slice", tuple(params["strides"] or ())
     return "", ()

@@ -165,9 +165,11 @@ class Surgeon:
         return getattr(type(module), "antialias_slots", {})
 
     def _fill_slot(self, path: Path, module: nnx.Module, slot: str, source: str | int) -> None:
-        if not hasattr(module, slot):
+        *way, name = slot.split(".")
+        owner: Any = functools.reduce(lambda node, key: getattr(node, key, None), way, module)
+        if not hasattr(owner, name):
             raise ValueError(f"{type(module).__name__} declares the slot {slot!r} but has no such attribute")
-        current = getattr(module, slot)
+        current = getattr(owner, name)
         if isinstance(current, BLURRED):
             return
         if isinstance(source, int):
@@ -176,13 +178,20 @@ class Surgeon:
             factors = self._conv_slot(path, module, slot, source)
         if factors is None:
             return
+        here = (*path, *way)
+        if way and len(self.places[id(owner)]) > 1:
+            shared = " and ".join(self.places[id(owner)])
+            raise ValueError(f"{shared} are one module, whose {name} can hold no blur: give each place its own")
         if current is None:
             layer: Any = nn.blur_layer(factors, self.filter_size, self.pad_type)
         elif is_activation(current):
             layer = self._after(current, factors)
         else:
-            raise ValueError(f"the slot {dotted((*path, slot))} holds {current!r}: it must hold None or an activation")
-        _set(dotted(path), module, slot, layer)
+            raise ValueError(
+                f"the slot {dotted((*here, name))} holds {current!r}: it must hold None or an activation function; "
+                "where a module wraps the function, a dotted slot reaches into it"
+            )
+        _set(dotted(here), owner, name, layer)
 
     def _pool_slot(self, path: Path, module: nnx.Module, slot: str, stride: int) -> tuple[int, ...] | None:
         here = dotted((*path, slot))
