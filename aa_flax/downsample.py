@@ -45,6 +45,8 @@ def strides_per_axis(stride: int | Sequence[int], spatial_dims: int) -> tuple[in
 def _spatial_axes(layer: nnx.Module, x: jax.Array, spatial_dims: int) -> range:
     if x.ndim < spatial_dims + 1:
         raise ValueError(f"{type(layer).__name__} takes (..., {spatial_dims} spatial axes, C), got shape {x.shape}")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"{type(layer).__name__} takes floating point arrays, got {x.dtype}: convert the input first")
     return range(x.ndim - 1 - spatial_dims, x.ndim - 1)
 
 
@@ -94,7 +96,13 @@ class AdaptivePolyphase(nnx.Module):
 
     def __call__(self, x: jax.Array, like: jax.Array | None = None) -> jax.Array:
         """Subsamples; with ``like`` on the grids chosen for that map. An axis that the stride does not divide is
-        padded at its end first."""
+        padded at its end first.
+
+        Raises:
+            ValueError: if batch or sizes of ``like`` are not those of ``x``.
+        """
+        if like is not None and like.shape[:-1] != x.shape[:-1]:
+            raise ValueError(f"like must have the batch and sizes of the map {x.shape}, got {like.shape}")
         phases = list(self._phases(x))
         guide = phases if like is None else list(self._phases(like))
         chosen = jnp.argmax(jnp.stack([_energy(p, len(self.stride)) for p in guide]), 0)

@@ -60,8 +60,11 @@ def fold_batchnorm(
         The copy in evaluation mode. :meth:`train` cannot bring the folded normalisations back.
 
     Raises:
+        TypeError: if ``model`` is no NNX module.
         ValueError: if ``example`` is missing for a network that is not the library's own.
     """
+    if not isinstance(model, nnx.Module):
+        raise TypeError(f"fold_batchnorm takes a flax.nnx.Module, got {type(model).__name__}")
     if example is None:
         spec = getattr(model, "spec", None)
         if spec is None:

@@ -80,10 +80,10 @@ def max_pool(
 
     Source: Zhang 2019, section 3.2, equation 6.
     """
-    strides = strides or (1,) * len(window_shape)
-    axes, pads = _pool_geometry("max_pool", inputs, window_shape, strides, padding)
+    blurpool.binomial_filter(filter_size)
+    axes, steps, pads = _pool_geometry("max_pool", inputs, window_shape, strides, padding)
     y = dense_max(inputs, axes, window_shape, pads)
-    return blur_factors(y, axes, strides, filter_size, pad_type)
+    return blur_factors(y, axes, steps, filter_size, pad_type)
 
 
 def avg_pool(
@@ -117,22 +117,37 @@ def avg_pool(
 
     Source: Zhang 2019, section 3.2.
     """
-    strides = strides or (1,) * len(window_shape)
-    axes, pads = _pool_geometry("avg_pool", inputs, window_shape, strides, padding)
+    blurpool.binomial_filter(filter_size)
+    axes, steps, pads = _pool_geometry("avg_pool", inputs, window_shape, strides, padding)
     y = dense_mean(inputs, window_shape, pads, count_include_pad)
     taps = [max(filter_size - 1, 1) if size == 2 else filter_size for size in window_shape]
-    return blur_factors(y, axes, strides, taps, pad_type)
+    return blur_factors(y, axes, steps, taps, pad_type)
 
 
-def _pool_geometry(name: str, x: jax.Array, window: Sequence[int], strides: Sequence[int], padding: Padding):
-    """The spatial axes of ``x`` and the padding that a strided pool gives them."""
+def _pool_geometry(name: str, x: jax.Array, window: Sequence[int], strides: Sequence[int] | None, padding: Padding):
+    """The spatial axes of ``x``, and the strides and the padding that a pool has on them."""
+    window = _per_axis("window_shape", window)
+    strides = (1,) * len(window) if strides is None else _per_axis("strides", strides)
     if x.ndim <= len(window):
         raise ValueError(f"{name} over a window of {tuple(window)} takes (..., spatial..., C), got shape {x.shape}")
-    if len(strides) != len(window):
-        raise ValueError(f"{name}: strides {tuple(strides)} and window_shape {tuple(window)} differ in length")
+    _check_lengths(name, window, strides)
     _check_rank(name, x, window)
     axes = range(x.ndim - 1 - len(window), x.ndim - 1)
-    return axes, explicit_padding(padding, [x.shape[a] for a in axes], window, strides)
+    pads = explicit_padding(padding, [x.shape[a] for a in axes], window, strides)
+    if any(x.shape[a] + sum(pad) < size for a, pad, size in zip(axes, pads, window, strict=True)):
+        raise ValueError(f"{name}: a window of {tuple(window)} does not fit into the map {x.shape}, padding {pads}")
+    return axes, strides, pads
+
+
+def _check_lengths(name: str, window: Sequence[int], strides: Sequence[int]) -> None:
+    if len(strides) != len(window):
+        raise ValueError(f"{name}: strides {tuple(strides)} and window {tuple(window)} differ in length")
+
+
+def _per_axis(name: str, value: int | Sequence[Any]) -> tuple[Any, ...]:
+    if isinstance(value, int):
+        raise ValueError(f"{name}={value} is one number: give one for each spatial axis, such as {(value, value)}")
+    return tuple(value)
 
 
 def blur_layer(factors: tuple[int, ...], filter_size: int, pad_type: str) -> BlurPool1D | BlurPool2D | BlurPool3D:
@@ -156,9 +171,11 @@ class _Pool(nnx.Module):
         pad_type: str = "reflect",
         downsample: Downsample | None = None,
     ):
-        self.window_shape = tuple(window_shape)
-        self.strides = self.window_shape if strides is None else tuple(strides)
-        self.padding = padding if isinstance(padding, str) else tuple((lo, hi) for lo, hi in padding)
+        blurpool.binomial_filter(filter_size)
+        self.window_shape = _per_axis("window_shape", window_shape)
+        self.strides = self.window_shape if strides is None else _per_axis("strides", strides)
+        _check_lengths(type(self).__name__, self.window_shape, self.strides)
+        self.padding = padding if isinstance(padding, str | int) else tuple((lo, hi) for lo, hi in padding)
         self.downsample = downsample or self._default(filter_size, pad_type)
 
     def _default(self, filter_size: int, pad_type: str) -> Downsample:
@@ -180,7 +197,7 @@ class MaxBlurPool(_Pool):
     """
 
     def __call__(self, x: jax.Array, like: jax.Array | None = None) -> jax.Array:
-        axes, pads = _pool_geometry("MaxBlurPool", x, self.window_shape, self.strides, self.padding)
+        axes, _, pads = _pool_geometry("MaxBlurPool", x, self.window_shape, self.strides, self.padding)
         return self.downsample(dense_max(x, axes, self.window_shape, pads), like)
 
 
@@ -194,7 +211,7 @@ class AvgBlurPool(_Pool):
         return blur_layer(self.strides, filter_size, pad_type)
 
     def __call__(self, x: jax.Array, like: jax.Array | None = None) -> jax.Array:
-        _, pads = _pool_geometry("AvgBlurPool", x, self.window_shape, self.strides, self.padding)
+        _, _, pads = _pool_geometry("AvgBlurPool", x, self.window_shape, self.strides, self.padding)
         return self.downsample(dense_mean(x, self.window_shape, pads), like)
 
 
@@ -230,12 +247,9 @@ class ConvBlur(nnx.Module):
         downsample: Downsample | None = None,
         **options: Any,
     ):
-        if isinstance(kernel_size, int):
-            raise ValueError(
-                f"kernel_size={kernel_size} names one axis in NNX: give one size for each spatial axis, such as "
-                f"{(kernel_size, kernel_size)}"
-            )
+        kernel_size = _per_axis("kernel_size", kernel_size)
         factors = (strides,) * len(kernel_size) if isinstance(strides, int) else tuple(strides)
+        _check_lengths("ConvBlur", kernel_size, factors)
         self.conv = nnx.Conv(in_features, out_features, kernel_size, **options)
         self.norm = norm
         self.activation = activation

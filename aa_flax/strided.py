@@ -40,6 +40,11 @@ def explicit_padding(
     """
     if isinstance(padding, str):
         return [(int(lo), int(hi)) for lo, hi in lax.padtype_to_pads(sizes, window, strides, padding)]
+    if isinstance(padding, int):
+        pairs = ((padding, padding),) * len(sizes)
+        raise ValueError(
+            f"padding={padding} is one number: give (before, after) for each spatial axis, such as {pairs}"
+        )
     return [(lo, hi) for lo, hi in padding]
 
 

@@ -57,6 +57,28 @@ def test_pools_take_what_nnx_takes():
         aa_flax.nn.avg_pool(values(1, 8, 8, 2), (2, 2), (2,))
     with pytest.raises(ValueError, match=r"takes \(..., spatial..., C\), got shape \(8, 8\)"):
         aa_flax.nn.avg_pool(values(8, 8), (2, 2))
+    with pytest.raises(ValueError, match=r"max_pool: a window of \(2, 2\) does not fit into the map \(1, 1, 8, 2\)"):
+        aa_flax.nn.max_pool(values(1, 1, 8, 2), (2, 2), (2, 2))
+
+
+@pytest.mark.parametrize("pool", [aa_flax.nn.max_pool, aa_flax.nn.avg_pool])
+def test_pools_say_what_is_wrong_with_an_argument(pool):
+    """Numbers as PyTorch takes them, and filters that do not exist."""
+    layer = {aa_flax.nn.max_pool: aa_flax.nn.MaxBlurPool, aa_flax.nn.avg_pool: aa_flax.nn.AvgBlurPool}[pool]
+    for arguments, message in (
+        ((2, 2), r"window_shape=2 is one number: give one for each spatial axis, such as \(2, 2\)"),
+        (((2, 2), 2), "strides=2 is one number"),
+        (((2, 2), (2,)), r"strides \(2,\) and window \(2, 2\) differ in length"),
+        (((2, 2), (2, 2), 1), r"padding=1 is one number: give \(before, after\) .* such as \(\(1, 1\), \(1, 1\)\)"),
+    ):
+        for call in (lambda *a: pool(values(1, 8, 8, 2), *a), lambda *a: layer(*a)(values(1, 8, 8, 2))):
+            with pytest.raises(ValueError, match=message):
+                call(*arguments)
+    for filter_size in (0, "x"):
+        with pytest.raises(ValueError, match="filter_size must"):
+            pool(values(1, 8, 8, 2), (2, 2), (2, 2), filter_size=filter_size)
+        with pytest.raises(ValueError, match="filter_size must"):
+            layer((2, 2), filter_size=filter_size)
 
 
 @pytest.mark.parametrize(("padding", "strides"), [("SAME", 2), ("VALID", 3), (1, (2, 1)), ("CIRCULAR", 4)])
@@ -105,8 +127,10 @@ def test_blocks():
     close(other(x), aa_flax.IdealLowPass(2)(nnx.relu(other.conv(x))))
     assert aa_flax.nn.MaxBlurPool((2,))(values(1, 9, 2)).shape == (1, 4, 2)
     assert aa_flax.nn.AvgBlurPool((2, 2, 2), (1, 2, 2))(values(1, 3, 8, 8, 2)).shape == (1, 2, 4, 4, 2)
-    with pytest.raises(ValueError, match=r"kernel_size=3 names one axis in NNX.*\(3, 3\)"):
+    with pytest.raises(ValueError, match=r"kernel_size=3 is one number: .*\(3, 3\)"):
         aa_flax.nn.ConvBlur(4, 6, 3, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"ConvBlur: strides \(2,\) and window \(3, 3\) differ in length"):
+        aa_flax.nn.ConvBlur(4, 6, (3, 3), (2,), rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="1, 2 or 3 spatial axes"):
         aa_flax.nn.MaxBlurPool((2, 2, 2, 2))
 
@@ -210,6 +234,9 @@ def test_polyphase_follows_another_map():
     like = jnp.zeros((2, 4, 4, 3)).at[0, 1::2, 0::2].set(1.0).at[1, 0::2, 1::2].set(1.0)
     x = values(2, 4, 4, 5)
     close(layer(x, like), jnp.stack([x[0, 1::2, 0::2], x[1, 0::2, 1::2]]))
+    for other in (like[:1], like[:, :3]):
+        with pytest.raises(ValueError, match=r"like must have the batch and sizes of the map \(2, 4, 4, 5\), got"):
+            layer(x, other)
 
 
 def test_polyphase_of_a_rolled_map_is_the_rolled_polyphase():
@@ -230,6 +257,12 @@ def test_polyphase_of_odd_maps_and_other_ranks():
         aa_flax.AdaptivePolyphase(4, (2, 2, 2))
     with pytest.raises(ValueError, match="AdaptivePolyphase takes"):
         aa_flax.AdaptivePolyphase()(values(4, 4))
+
+
+@pytest.mark.parametrize("layer", [aa_flax.AdaptivePolyphase(), aa_flax.IdealLowPass()], ids=lambda x: type(x).__name__)
+def test_whole_numbers_are_refused(layer):
+    with pytest.raises(TypeError, match=f"{type(layer).__name__} takes floating point arrays, got int32"):
+        layer(jnp.ones((1, 4, 4, 1), jnp.int32))
 
 
 def tiny_resnet(downsample: str, **options) -> ResNet:

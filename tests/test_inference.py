@@ -93,6 +93,8 @@ def test_only_what_nothing_else_sees_is_folded():
     x = jax.random.normal(jax.random.key(0), (2, 6, 5, 4))
     with pytest.raises(ValueError, match="needs example="):
         fold_batchnorm(model)
+    with pytest.raises(TypeError, match=r"fold_batchnorm takes a flax\.nnx\.Module, got function"):
+        fold_batchnorm(lambda x: x)
     folded = fold_batchnorm(model, example=x)
     gone = {path[0] for path, module in nnx.iter_modules(folded) if isinstance(module, Folded)}
     assert gone == {"goes_bn", "remat_bn", "linear_bn"}
