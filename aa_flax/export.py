@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from aa_flax import platforms as known
 from aa_flax.models.base import ModelSpec
 from aa_flax.weights.errors import CheckpointError
 from aa_flax.weights.safetensors_file import read_safetensors
@@ -93,14 +96,19 @@ def export(
 
     Raises:
         ImportError: if the package ``flatbuffers`` is missing.
-        ValueError: if the channels are not known, or the model holds no values.
+        TypeError: if ``model`` is no NNX module.
+        ValueError: if the channels are not known, the model holds no values, or a size or platform is none.
     """
     _need_flatbuffers()
+    if not isinstance(model, nnx.Module):
+        raise TypeError(f"export takes a flax.nnx.Module, got {type(model).__name__}")
+    _check_platforms(platforms)
     spec = getattr(model, "spec", None)
     channels = in_channels or (spec.in_channels if isinstance(spec, ModelSpec) else None)
     if channels is None:
         raise ValueError(f"in_channels is needed to export {type(model).__name__}, which has no spec")
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    height, width = _height_and_width(image_size)
+    _check_batch(batch)
     graphdef, noise, state = nnx.split(model, nnx.RngState, ..., graph=True)
     arrays = _arrays(state)
 
@@ -124,6 +132,25 @@ def export(
             "jax": jax.__version__,
         },
     )
+
+
+def _check_platforms(platforms: Sequence[str]) -> None:
+    # jax.export takes any text, and a single one for its letters.
+    if isinstance(platforms, str) or not platforms or not set(platforms) <= set(known.PLATFORMS):
+        raise ValueError(f"platforms must be a list of {', '.join(known.PLATFORMS)}, got {platforms!r}")
+
+
+def _check_batch(batch: str | int) -> None:
+    if batch.isidentifier() if isinstance(batch, str) else batch >= 1:
+        return
+    raise ValueError(f"batch must be a name such as 'b' or a whole number >= 1, got {batch!r}")
+
+
+def _height_and_width(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    sizes = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(sizes) != 2 or not all(isinstance(n, int) and n >= 1 for n in sizes):
+        raise ValueError(f"image_size must be one or two numbers of pixels >= 1, got {image_size!r}")
+    return sizes
 
 
 def load_exported(directory: str | os.PathLike[str]) -> ExportedNetwork:
@@ -187,7 +214,13 @@ def _write(directory: Path, program: bytes, arrays: dict[str, np.ndarray], descr
         raise FileExistsError(f"{directory}: it is a file; give a directory to write into")
     with _complete_or_not_at_all(directory) as fresh:
         (fresh / PROGRAM).write_bytes(program)
-        save_file(arrays, fresh / WEIGHTS, metadata={"program": described["sha256"]})
+        try:
+            save_file(arrays, fresh / WEIGHTS, metadata={"program": described["sha256"]})
+        except SafetensorError as error:
+            # The library's own error for a full disk is no OSError.
+            raise OSError(f"{directory}: {WEIGHTS} cannot be written ({error})") from error
+        # safetensors lets nobody but the owner read what it writes.
+        shutil.copymode(fresh / PROGRAM, fresh / WEIGHTS)
         (fresh / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n", "utf-8")
     return directory
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 import aa_flax
@@ -70,6 +71,7 @@ def test_the_program_answers_as_the_network_does_for_any_batch(exported):
 def test_the_weights_lie_beside_the_program_and_can_be_exchanged(exported, tmp_path):
     model, directory = exported
     assert sorted(p.name for p in directory.iterdir()) == ["export.json", "program.jax", "weights.safetensors"]
+    assert len({p.stat().st_mode for p in directory.iterdir()}) == 1, "whoever reads one file reads them all"
     weights = load_file(directory / "weights.safetensors")
     assert "blocks.10.kernel" in weights
     np.testing.assert_array_equal(weights["blocks.10.kernel"], model.blocks[10].kernel[...])
@@ -150,6 +152,16 @@ def test_damaged_and_missing_files(exported, tmp_path):
             aa_flax.load_exported(directory)
 
 
+def test_a_full_disk_is_an_error_of_the_system(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(sys.modules["aa_flax.export"], "save_file", full)
+    with pytest.raises(OSError, match=r"x: weights.safetensors cannot be written \(No space left"):
+        aa_flax.export(tiny(), tmp_path / "x", in_channels=3, image_size=16, platforms=("cpu",))
+    assert not list(tmp_path.iterdir())
+
+
 def test_misuse(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"in_channels is needed to export Tiny, which has no spec"):
         aa_flax.export(tiny(), tmp_path / "x")
@@ -158,6 +170,19 @@ def test_misuse(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(FileExistsError, match="it is a file"):
         aa_flax.export(tiny(), tmp_path / "file", in_channels=3, image_size=16, platforms=("cpu",))
+    write = functools.partial(aa_flax.export, tiny(), tmp_path / "x", in_channels=3, image_size=16)
+    for options, message in (
+        ({"platforms": "cpu"}, "platforms must be a list of cpu, cuda, rocm, tpu, got 'cpu'"),
+        ({"platforms": ("cpu", "gpu")}, r"platforms must be .*, got \('cpu', 'gpu'\)"),
+        ({"batch": "a b"}, "batch must be a name such as 'b' or a whole number >= 1, got 'a b'"),
+        ({"batch": 0}, "batch must be .*, got 0"),
+        ({"image_size": "large"}, "image_size must be one or two numbers of pixels >= 1, got 'large'"),
+        ({"image_size": (16, 0)}, r"image_size must be .*, got \(16, 0\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            write(**options)
+    with pytest.raises(TypeError, match=r"export takes a flax\.nnx\.Module, got function"):
+        aa_flax.export(lambda x: x, tmp_path / "x", in_channels=3)
     assert not (tmp_path / "x").exists()
     monkeypatch.setitem(sys.modules, "flatbuffers", None)
     with pytest.raises(ImportError, match="pip install flatbuffers"):
