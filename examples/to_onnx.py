@@ -8,6 +8,7 @@ The converter jax2onnx holds other packages back, so it wants an environment of 
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax2onnx  # pyright: ignore[reportMissingImports]
@@ -32,7 +33,10 @@ class Config:
     size: int | None = None
     """Side of the images; by default the crop of the weights' preprocessing."""
 
-    pad_type: str | None = None
+    batch: int | None = None
+    """A fixed number of images; by default any. Padded pools, as DenseNet has, only convert with a number."""
+
+    pad_type: Literal["reflect", "replicate", "zero", "circular"] | None = None
     """Padding of the blurs in place of the trained one, such as zero."""
 
     tolerance: float = 1e-5
@@ -49,7 +53,10 @@ class _NoDropout(nnx.Module):
 def main(config: Config) -> int:
     """Writes the file; 1 where onnxruntime and JAX differ."""
     described = aa_flax.read_config(config.weights)
-    size = config.size or described.preprocessing.crop
+    size = described.preprocessing.crop if config.size is None else config.size
+    for option, number in (("--size", size), ("--batch", config.batch)):
+        if number is not None and number < 1:
+            raise ValueError(f"{option} must be at least 1, got {number}")
     model = aa_flax.fold_batchnorm(aa_flax.load_pretrained(config.weights, pad_type=config.pad_type))
     # jax2onnx puts layers of its own in place of Flax's; that of Dropout takes no `rngs`.
     model = nnx.recursive_map(lambda _, node: _NoDropout() if isinstance(node, nnx.Dropout) else node, model)
@@ -59,19 +66,26 @@ def main(config: Config) -> int:
 
     # ONNX has no choice by platform. The form for TPU holds a blur as one matrix product per axis, without gathers.
     with aa_flax.traced_for("tpu"):
-        shape = ("batch", size, size, described.in_channels)
-        jax2onnx.to_onnx(network, [shape], return_mode="file", output_path=str(config.output))
+        shape = (config.batch or "batch", size, size, described.in_channels)
+        try:
+            jax2onnx.to_onnx(network, [shape], return_mode="file", output_path=str(config.output))
+        except jax.errors.InconclusiveDimensionOperation as error:
+            raise ValueError(f"{described.model} does not convert for any number of images: give --batch") from error
 
     session = onnxruntime.InferenceSession(str(config.output))
-    images = np.random.default_rng(0).standard_normal((3, size, size, described.in_channels), np.float32)
+    images = np.random.default_rng(0).standard_normal((config.batch or 3, *shape[1:]), np.float32)
     got = session.run(None, {session.get_inputs()[0].name: images})[0]
     with jax.default_matmul_precision("highest"):
         want = np.asarray(jax.jit(network)(images))
     error = float(np.abs(got - want).max() / np.abs(want).max())
-    print(f"{config.output}: {described.model}, images (batch, {size}, {size}, {described.in_channels})")
+    print(f"{config.output}: {described.model}, images ({', '.join(map(str, shape))})")
     print(f"onnxruntime {onnxruntime.__version__} and JAX differ by {error:.1e} of the largest logit")
     return int(not error <= config.tolerance)
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Config, description=__doc__)))
+    try:
+        sys.exit(main(tyro.cli(Config, description=__doc__)))
+    except (OSError, ValueError) as error:
+        print(f"to_onnx: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -48,7 +48,9 @@ class _Saved(tf.Module):
 def main(config: Config) -> int:
     """Writes the directory; 1 where TensorFlow and JAX differ."""
     described = aa_flax.read_config(config.weights)
-    size = config.size or described.preprocessing.crop
+    size = described.preprocessing.crop if config.size is None else config.size
+    if size < 1:
+        raise ValueError(f"--size must be at least 1 pixel, got {size}")
     model = aa_flax.fold_batchnorm(aa_flax.load_pretrained(config.weights))
 
     def network(images: jax.Array) -> jax.Array:
@@ -73,4 +75,8 @@ def main(config: Config) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Config, description=__doc__)))
+    try:
+        sys.exit(main(tyro.cli(Config, description=__doc__)))
+    except (OSError, ValueError) as error:
+        print(f"to_savedmodel: {error}", file=sys.stderr)
+        sys.exit(2)
