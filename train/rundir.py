@@ -2,7 +2,7 @@
 
 import fcntl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,20 @@ def claimed(run_dir: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if {entry.name for entry in run_dir.iterdir()} == {LOCK}:
-                (run_dir / LOCK).unlink()
-                run_dir.rmdir()
+            _remove_unused(run_dir)
+
+
+def _remove_unused(run_dir: Path) -> None:
+    """Removes a run's directory in which nothing was written."""
+    names = {entry.name for entry in run_dir.iterdir()}
+    if not names <= {LOCK, CHECKPOINTS}:
+        return
+    # What is not empty cannot be removed this way, and stays.
+    with suppress(OSError):
+        if CHECKPOINTS in names:
+            (run_dir / CHECKPOINTS).rmdir()
+        (run_dir / LOCK).unlink()
+        run_dir.rmdir()
 
 
 def has_checkpoints(run_dir: Path) -> bool:
@@ -57,8 +68,8 @@ def has_checkpoints(run_dir: Path) -> bool:
     return directory.is_dir() and any(entry.name.isdigit() for entry in directory.iterdir())
 
 
-def enter(run_dir: Path, config: TrainConfig, dataset: dict[str, Any]) -> list[str]:
-    """Checks that a configuration may continue the run found in a directory, and leaves its record there.
+def may_continue(run_dir: Path, config: TrainConfig, dataset: dict[str, Any]) -> list[str]:
+    """Checks that a configuration may continue the run found in a directory.
 
     Args:
         run_dir: the directory, which may hold no run yet.
@@ -70,24 +81,30 @@ def enter(run_dir: Path, config: TrainConfig, dataset: dict[str, Any]) -> list[s
 
     Raises:
         CommandError: the run found there differs in what decides its outcome, or must not be continued.
-        OSError: the record cannot be written.
     """
-    path = run_dir / FILE_NAME
-    changes: list[str] = []
-    if has_checkpoints(run_dir):
-        if config.resume == "never":
-            raise CommandError(f"--run-dir {run_dir} holds a run already: choose another or leave out --resume never")
-        old = read_record(path)
-        changes = differences(old.config, config) + [
-            f"data: {name} {old.dataset.get(name)} -> {dataset[name]}"
-            for name in ("train_images", "num_classes", "preprocessing")
-            if old.dataset.get(name) != dataset[name]
-        ]
-        if changes and not config.accept_changes:
-            raise CommandError(
-                f"--run-dir {run_dir} holds a run with other options: {'; '.join(changes)}. Choose another "
-                "--run-dir, or continue it all the same with --accept-changes"
-            )
-    if is_lead():
-        write_record(path, Record(config=config, dataset=dataset, environment=environment()))
+    if not has_checkpoints(run_dir):
+        return []
+    if config.resume == "never":
+        raise CommandError(f"--run-dir {run_dir} holds a run already: choose another or leave out --resume never")
+    old = read_record(run_dir / FILE_NAME)
+    changes = differences(old.config, config) + [
+        f"data: {name} {old.dataset.get(name)} -> {dataset[name]}"
+        for name in ("train_images", "num_classes", "preprocessing")
+        if old.dataset.get(name) != dataset[name]
+    ]
+    if changes and not config.accept_changes:
+        raise CommandError(
+            f"--run-dir {run_dir} holds a run with other options: {'; '.join(changes)}. Choose another "
+            "--run-dir, or continue it all the same with --accept-changes"
+        )
     return changes
+
+
+def leave_record(run_dir: Path, config: TrainConfig, dataset: dict[str, Any]) -> None:
+    """Writes `config.json` of a run that is about to start or to go on.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if is_lead():
+        write_record(run_dir / FILE_NAME, Record(config=config, dataset=dataset, environment=environment()))

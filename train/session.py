@@ -21,7 +21,7 @@ from train.interrupt import Interrupt
 from train.loop import Surroundings, Training
 from train.optim import learning_rate, sgd
 from train.record import plain
-from train.rundir import CHECKPOINTS, enter
+from train.rundir import CHECKPOINTS, leave_record, may_continue
 from train.runlog import RunLog, read_scores
 from train.step import StepOptions, TrainState, TrainStep, initial_state, make_train_step, split_model
 from train.validation import Validator
@@ -138,7 +138,8 @@ def open_session(
             not fit.
         OSError: the run's directory cannot be written to.
     """
-    for line in enter(run_dir, config, describe_dataset(dataset)):
+    facts = describe_dataset(dataset)
+    for line in may_continue(run_dir, config, facts):
         display.say(f"changed: {line}")
     per_epoch = steps_per_epoch(dataset, config.batch)
     scores = {step: values["accuracy"] for step, values in read_scores(run_dir).items()}
@@ -151,6 +152,8 @@ def open_session(
         feed = DeviceFeed(train_step, dataset, placement, batch=config.batch, seed=config.seed)
     else:
         feed = LoaderFeed(train_step, dataset, placement, batch=config.batch, seed=config.seed, start_step=step)
+    # Only now has nothing been refused: weights that do not fit leave no run behind.
+    leave_record(run_dir, config, facts)
     around = Surroundings(
         config=config,
         steps_per_epoch=per_epoch,
