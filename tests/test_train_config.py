@@ -16,7 +16,7 @@ from train.fit import parse
 from train.optim import OptimConfig, learning_rate
 from train.presets import preset
 from train.record import FILE_NAME, Record, differences, plain, read_record, write_record
-from train.rundir import claimed, default_run_dir, enter
+from train.rundir import claimed, default_run_dir, leave_record, may_continue
 
 # SPEC section 4: learning rate, schedule, weight decay, epochs.
 PUBLISHED = {
@@ -48,7 +48,7 @@ def test_fine_tuning_is_a_tenth_of_the_rate_for_sixty_epochs():
         assert config.optim.lr == pytest.approx(lr / 10)
         assert config.epochs == 60
         validate(dataclasses.replace(config, init=f"{name}_plain"))
-        with pytest.raises(CommandError, match=f"--init {name}_plain"):
+        with pytest.raises(CommandError, match=f"give --init, for instance a directory .* of a file of {name}"):
             validate(config)
 
 
@@ -156,6 +156,12 @@ def test_the_recipe_follows_from_the_data_unless_it_is_named():
     assert parse(["resnet18", "--data.dir", "/data"], "fit").preset == "zhang2019"
     assert parse(["--data.dir", "/data"], "fit").model == "resnet50_lpf4"
     assert parse(["--data.dir", "/data", "--preset", "modern"], "fit").preset == "modern"
+    # How data are loaded names none.
+    assert parse(["--data.workers", "2"], "fit").preset == "digits"
+    assert parse(["--data.name", "digits"], "fit") == preset("digits")
+    cifar10 = parse(["--data.name", "tfds_cifar10", "--data.dir", "/data"], "fit")
+    assert (cifar10.preset, cifar10.data.name, cifar10.data.image_size) == ("cifar10", "tfds_cifar10", 64)
+    assert parse(["--data.name", "synthetic"], "fit").preset == "zhang2019"
     assert parse(["--init", "resnet50_plain", "resnet34_lpf4"], "fit").model == "resnet34_lpf4"
 
 
@@ -187,11 +193,15 @@ def test_the_record_gives_the_configuration_back(tmp_path):
 
 def test_a_run_is_repeated_from_its_record(tmp_path):
     config = dataclasses.replace(preset("cifar10", "resnet18_lpf2"), run_dir=Path("old"), seed=5, profile=3)
+    config = dataclasses.replace(config, accept_changes=True, launch=LaunchConfig(distributed=True, process_id=1))
     write_record(tmp_path / "config.json", record(config))
     again = parse(["--config", str(tmp_path / "config.json"), "--epochs", "2"], "fit")
     assert again.epochs == 2
     assert (again.run_dir, again.profile, again.seed, again.model) == (None, 0, 5, "resnet18_lpf2")
+    assert (again.accept_changes, again.launch) == (False, LaunchConfig())
     assert differences(config, again) == ["--epochs: 30 -> 2"]
+    with pytest.raises(CommandError, match="leave --preset out"):
+        parse(["--preset", "modern", "--config", str(tmp_path / "config.json")], "fit")
     with pytest.raises(CommandError, match="leave resnet50 out"):
         parse(["resnet50", "--config", str(tmp_path / "config.json")], "fit")
 
@@ -248,19 +258,20 @@ def test_how_a_run_is_carried_out_is_no_difference():
 def test_another_configuration_may_not_continue_a_run(tmp_path):
     config = preset("digits")
     facts = {"train_images": 10, "num_classes": 10, "preprocessing": {}}
-    assert enter(tmp_path, config, facts) == []
+    leave_record(tmp_path, config, facts)
     changed = dataclasses.replace(config, seed=1)
     # Nothing is saved yet, so there is nothing to contradict.
-    assert enter(tmp_path, changed, facts) == []
+    assert may_continue(tmp_path, changed, facts) == []
+    leave_record(tmp_path, changed, facts)
     (tmp_path / "checkpoints" / "5").mkdir(parents=True)
     with pytest.raises(CommandError, match=r"other options: --seed: 1 -> 0\. Choose another --run-dir"):
-        enter(tmp_path, config, facts)
+        may_continue(tmp_path, config, facts)
     assert read_record(tmp_path / FILE_NAME).config == changed
     with pytest.raises(CommandError, match="data: train_images 10 -> 9"):
-        enter(tmp_path, changed, {**facts, "train_images": 9})
+        may_continue(tmp_path, changed, {**facts, "train_images": 9})
     with pytest.raises(CommandError, match="--resume never"):
-        enter(tmp_path, dataclasses.replace(changed, resume="never"), facts)
-    assert enter(tmp_path, dataclasses.replace(config, accept_changes=True), facts) == ["--seed: 1 -> 0"]
+        may_continue(tmp_path, dataclasses.replace(changed, resume="never"), facts)
+    assert may_continue(tmp_path, dataclasses.replace(config, accept_changes=True), facts) == ["--seed: 1 -> 0"]
 
 
 def test_a_directory_is_trained_in_by_one_process(tmp_path):
@@ -271,7 +282,11 @@ def test_a_directory_is_trained_in_by_one_process(tmp_path):
     ):
         pass
     with claimed(tmp_path / "run"):
-        pass
+        (tmp_path / "run" / "checkpoints").mkdir()
+    assert not (tmp_path / "run").exists()
+    with claimed(tmp_path / "run"):
+        (tmp_path / "run" / "checkpoints" / "mine").mkdir(parents=True)
+    assert (tmp_path / "run" / "checkpoints" / "mine").exists()
 
 
 def test_a_directory_that_cannot_be_written_to_is_named(tmp_path):

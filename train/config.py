@@ -71,7 +71,8 @@ class TrainConfig:
     """Network: NAME, NAME_lpf2 to NAME_lpf7 (filter taps; none given means 4) or NAME_plain."""
 
     preset: PresetName = "zhang2019"
-    """Recipe that sets the defaults shown here. Not given: zhang2019 where a data set is named, else digits."""
+    """Recipe that sets the defaults shown here. Not given: that of the data named (cifar10, digits, for all others
+    zhang2019); digits where none are."""
 
     config: Path | None = None
     """Start from the config.json of another run instead of a preset."""
@@ -107,7 +108,8 @@ class TrainConfig:
     """keep_convs: recompute all but convolutions in the backward pass, for less memory."""
 
     init: str | None = None
-    """Weights to start from: a published name such as resnet50_plain, or a directory of `export` or `convert`."""
+    """Weights to start from: a directory written by `export` or convert_weights.py, or a published name such as
+    resnet50_lpf4."""
 
     new_head: bool = False
     """With --init: start the classifier afresh, for another number of classes."""
@@ -122,7 +124,7 @@ class TrainConfig:
     """Steps between checkpoints besides the one after each epoch."""
 
     profile: int = 0
-    """Record a profiler trace of this many steps (from the eleventh on) in RUN_DIR/profile."""
+    """Record a profiler trace of this many steps in RUN_DIR/profile: from the eleventh on, or the last ones."""
 
     compilation_cache: Path | None = None
     """Directory in which compiled programs are kept for the next start."""
@@ -215,7 +217,8 @@ def _validate_together(config: TrainConfig) -> None:
     if config.preset == "finetune" and config.init is None:
         name = parse_spec(config.model)[0]
         raise CommandError(
-            f"the preset finetune starts from trained weights: give --init, for instance --init {name}_plain"
+            "the preset finetune starts from trained weights: give --init, for instance a directory that "
+            f"convert_weights.py made of a file of {name}"
         )
 
 

@@ -10,10 +10,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 PLAIN_SECONDS = 30.0
+# Terminals narrower than this have no bar.
+BAR_COLUMNS = 104
 
 
 class Display:
     """The live line of a run on stderr; off a terminal, a plain line every half a minute instead.
+
+    In a narrow terminal the bar is left out, so that all the figures of a long run fit into 80 columns.
 
     Args:
         console: where to write; None writes nothing (all processes but one).
@@ -25,10 +29,11 @@ class Display:
         self._console = console
         self._epochs, self._steps = epochs, steps_per_epoch
         self._printed = time.monotonic()
+        roomy = console is not None and console.width >= BAR_COLUMNS
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            *([BarColumn(bar_width=20)] if roomy else []),
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
             TextColumn("{task.fields[facts]}"),
             TimeRemainingColumn(compact=True),
             console=console,
@@ -51,15 +56,15 @@ class Display:
     def step(self, step: int, *, loss: float, images_per_second: float, wait: float) -> None:
         """Shows the state after a step; ``wait`` is the share of time spent waiting for data."""
         epoch = min(step // self._steps + 1, self._epochs)
-        facts = f"loss {loss:.4f} · {images_per_second:,.0f} images/s · data wait {wait:.0%}"
-        description = f"epoch {epoch}/{self._epochs} · step"
+        facts = f"loss {loss:.4f} · {images_per_second:,.0f} images/s · wait {wait:.0%}"
+        description = f"epoch {epoch}/{self._epochs}"
         self._progress.update(self._task, completed=step, description=description, facts=facts)
         if self._progress.disable and time.monotonic() - self._printed > PLAIN_SECONDS:
-            self.say(f"{description} {step}/{self._epochs * self._steps} · {facts}")
+            self.say(f"{description} · step {step}/{self._epochs * self._steps} · {facts}")
 
     def validating(self, done: float) -> None:
         """Shows how far (0 to 1) validation has come."""
-        self._progress.update(self._task, description=f"validating {done:.0%} · step")
+        self._progress.update(self._task, description=f"validating {done:.0%}")
 
     def say(self, text: str) -> None:
         """Prints a line above the live one."""

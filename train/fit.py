@@ -16,11 +16,11 @@ from train.checkpoint import quiet_storage_library
 from train.config import TrainConfig, validate
 from train.data import DataConfig, Dataset, open_dataset, steps_per_epoch
 from train.display import Display, duration, summary
-from train.distributed import Placement, check_batch, is_lead, start
+from train.distributed import LaunchConfig, Placement, check_batch, is_lead, start
 from train.errors import CommandError
 from train.interrupt import Interrupt
 from train.loop import Ending
-from train.presets import preset
+from train.presets import preset, recipe_for
 from train.record import read_record
 from train.rundir import claimed, default_run_dir
 from train.runlog import check_log
@@ -32,7 +32,7 @@ DESCRIPTION = """Train a network of the zoo. A run that finds its directory goes
 
   python -m train fit                                              digits, nothing to download
   python -m train fit resnet50_lpf4 --data.dir /data/imagenet      as Zhang 2019
-  python -m train fit resnet50_lpf4 --preset finetune --init resnet50_plain --data.dir /data/imagenet
+  python -m train fit resnet50_lpf4 --preset finetune --init plain/resnet50 --data.dir /data/imagenet
   python -m train fit --config runs/resnet50_lpf4-zhang2019/config.json --run-dir runs/again
 """
 
@@ -49,14 +49,23 @@ def parse(options: Sequence[str], prog: str) -> TrainConfig:
     first = [word for word in words if word not in ("-h", "--help")]
     blank = TrainConfig(model="", data=DataConfig())
     seen = _cli(first, prog, blank)
+    named = any(word.split("=")[0] == "--preset" for word in first)
     if seen.config is not None:
-        base = dataclasses.replace(read_record(seen.config).config, run_dir=None, resume="auto", profile=0)
+        if named:
+            raise CommandError(f"--config {seen.config} holds a whole configuration already: leave --preset out")
+        # What concerned that process alone is not repeated.
+        base = dataclasses.replace(
+            read_record(seen.config).config,
+            run_dir=None,
+            resume="auto",
+            accept_changes=False,
+            profile=0,
+            launch=LaunchConfig(),
+        )
         if seen.model and seen.model != base.model:
             raise CommandError(f"--config {seen.config} is a run of {base.model}: leave {seen.model} out")
     else:
-        named = any(word.split("=")[0] == "--preset" for word in first)
-        recipe = seen.preset if named else "zhang2019" if seen.data != blank.data else "digits"
-        base = preset(recipe, seen.model or None)
+        base = preset(seen.preset if named else recipe_for(seen.data), seen.model or None)
     return _cli(words, prog, base)
 
 

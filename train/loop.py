@@ -81,7 +81,9 @@ class Training:
         self._per_epoch = around.steps_per_epoch
         self._pending: collections.deque[tuple[int, int, Any]] = collections.deque()
         self._window: list[Mapping[str, float]] = []
-        self._trace_from = step + PROFILE_AFTER
+        # A short run, or what is left of one, is traced at its end.
+        first = max(step, min(step + PROFILE_AFTER, self._per_epoch * self._config.epochs - self._config.profile))
+        self._traced = (first, first + self._config.profile)
         self._tracing = False
 
     def run(self) -> Ending:
@@ -124,15 +126,17 @@ class Training:
     def _advance(self) -> None:
         """One update, or with the data on the devices all up to the next after which something is to be done."""
         marks = (self._per_epoch, self._config.log.every, self._config.checkpoint_every or self._per_epoch)
-        limit = min(mark - self.step % mark for mark in marks)
-        if self._config.profile and not self._tracing and self.step == self._trace_from:
+        ahead = [mark - self.step % mark for mark in marks]
+        if self._config.profile:
+            ahead += [edge - self.step for edge in self._traced if edge > self.step]
+        if self._config.profile and self.step == self._traced[0]:
             jax.profiler.start_trace(str(self._around.profile_dir))
             self._tracing = True
-        self.state, metrics, count = self._around.feed.advance(self.state, self.step, limit)
+        self.state, metrics, count = self._around.feed.advance(self.state, self.step, min(ahead))
         self._pending.append((self.step, count, metrics))
         self.step += count
         self._settle(IN_FLIGHT)
-        if self._tracing and self.step >= self._trace_from + self._config.profile:
+        if self._tracing and self.step == self._traced[1]:
             self._stop_trace()
 
     def _stop_trace(self) -> None:

@@ -18,6 +18,8 @@ _LEARNING_RATES = (
     ("mobilenet_v2", 0.05),
     ("*", 0.1),
 )
+# The recipes made for one data set; all other data are trained on as ImageNet is.
+_RECIPES: dict[str, PresetName] = {"digits": "digits", "cifar10": "cifar10", "tfds_cifar10": "cifar10"}
 _DEFAULT_MODELS = {"digits": "mobilenet_v2_lpf4", "cifar10": "resnet18_lpf4"}
 
 
@@ -37,6 +39,13 @@ def preset(name: PresetName, model: str | None = None) -> TrainConfig:
     except ValueError as error:
         raise CommandError(str(error)) from error
     return dataclasses.replace(_PRESETS[name](network), model=spec, preset=name)
+
+
+def recipe_for(data: DataConfig) -> PresetName:
+    """The recipe for data whose options are given without one; the digits, which need no directory, where none are."""
+    if data.name == "imagenet" and data.dir is None:
+        return "digits"
+    return _RECIPES.get(data.name, "zhang2019")
 
 
 def published_learning_rate(network: str) -> float:
