@@ -64,6 +64,15 @@ class Config:
     """Of the initial weights and the order of the images."""
 
 
+def check(config: Config) -> None:
+    """Raises CommandError for numbers that nothing can be trained with."""
+    for option in ("images", "test_images", "epochs", "finetune", "batch"):
+        if getattr(config, option) < 1:
+            raise CommandError(f"--{option.replace('_', '-')} must be at least 1, got {getattr(config, option)}")
+    if config.batch > config.images:
+        raise CommandError(f"--batch {config.batch} is more than --images {config.images}")
+
+
 class SmallCNN(nnx.Module):
     """Somebody's network: strided convolutions in a Sequential, a pool held as a partial, one block in its own code."""
 
@@ -152,6 +161,7 @@ def measure(model: nnx.Module, images: Images) -> tuple[consistency.Result, cons
 
 def main(config: Config) -> None:
     """Trains, operates, trains on, and prints the table."""
+    check(config)
     start, images = time.monotonic(), load(config)
     plain = SmallCNN(nnx.Rngs(config.seed))
     fit: Callable[..., None] = functools.partial(train, images=images, config=config)

@@ -154,6 +154,9 @@ def found(model: Finder, config: Config, random: np.random.Generator) -> float:
 
 def main(config: Config) -> None:
     """Trains head, then everything, and prints how often the disc is found."""
+    for option, least in (("size", 32), ("steps", 1), ("batch", 1)):
+        if getattr(config, option) < least:
+            raise ValueError(f"--{option} must be at least {least}, got {getattr(config, option)}")
     model, random = build(config), np.random.default_rng(config.seed)
     report = functools.partial(found, model, config, np.random.default_rng(config.seed + 1))
     print(f"before            found {report():5.1f} %")
