@@ -1,5 +1,6 @@
 """A training step against PyTorch's: gradients of all parameters and the new running statistics."""
 
+import copy
 from functools import partial
 from typing import Any
 
@@ -52,29 +53,29 @@ def _our_step(model: Network, images: np.ndarray) -> float:
     return float(loss)
 
 
-def _errors(name: str, filter_size: int | None, dtype: Any) -> dict[str, float]:
-    """Relative errors of all gradients and of the new running statistics, by PyTorch's names.
-
-    Some gradients are zero but for rounding: of a bias in front of a linear convolution and a batch norm, which
-    takes the mean away again. The scale of an error is therefore at least a millionth of the largest gradient's.
-    """
-    spec = f"{name}_plain" if filter_size is None else f"{name}_lpf{filter_size}"
-    net = oracles.network(name, filter_size, seed=3, dtype=oracles.torch.float64 if dtype == np.float64 else None)
+def _both_steps(net: oracles.torch.nn.Module, spec: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Gradients and new running statistics by PyTorch's names: ours, and PyTorch's. The losses must agree."""
+    wide = next(net.parameters()).dtype == oracles.torch.float64
+    dtype: Any = np.float64 if wide else np.float32
     model = convert_state_dict(oracles.arrays(net), spec, dtype=dtype, param_dtype=dtype)
     images = oracles.images((97, 129), batch=len(LABELS), dtype=dtype)
-    gradients, their_loss = _their_step(net, images)
+    theirs, their_loss = _their_step(net, images)
     our_loss = _our_step(model, images)
     assert abs(our_loss - their_loss) <= 1e-5 * abs(their_loss)
-    statistics = {key: array for key, array in oracles.arrays(net).items() if "running_" in key}
-    found = to_torch_state_dict(model)
-    assert len(gradients) + len(statistics) == len(variables(model))
-    # In float32 a unit within rounding of zero may be on in one network and off in the other, which moves single
-    # entries of a gradient by more than rounding: there its norm is compared, in float64 each entry.
-    size: Any = np.linalg.norm if dtype == np.float32 else lambda array: np.abs(array).max()
-    least = 1e-6 * max(size(array) for array in gradients.values())
+    theirs |= {key: array for key, array in oracles.arrays(net).items() if "running_" in key}
+    assert len(theirs) == len(variables(model))
+    return to_torch_state_dict(model), theirs
+
+
+def _errors(found: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> dict[str, float]:
+    """Relative errors by name.
+
+    Some gradients are zero but for rounding: of a bias in front of a linear convolution and a batch norm, which
+    takes the mean away again. The scale of an error is therefore at least a millionth of the largest gradient.
+    """
+    least = 1e-6 * max(np.abs(array).max() for key, array in want.items() if "running_" not in key)
     return {
-        key: float(size(found[key] - array) / max(size(array), least))
-        for key, array in (gradients | statistics).items()
+        key: float(np.abs(found[key] - array).max() / max(np.abs(array).max(), least)) for key, array in want.items()
     }
 
 
@@ -83,11 +84,23 @@ def _assert_all_below(errors: dict[str, float], tolerance: float) -> None:
     assert not off, f"{len(off)} of {len(errors)} are off: {dict(list(off.items())[:8])}"
 
 
+def _spec(name: str, filter_size: int | None) -> str:
+    return f"{name}_plain" if filter_size is None else f"{name}_lpf{filter_size}"
+
+
 @pytest.mark.parametrize("filter_size", [None, 4])
 @pytest.mark.parametrize("name", ["alexnet", "vgg11", "resnet18"])
 def test_in_float32(name: str, filter_size: int | None):
-    """Only where float32 tells: PyTorch's own float32 gradients of ResNet-50 are 9 % off its float64 ones."""
-    _assert_all_below(_errors(name, filter_size, np.float32), 1e-3)
+    """Within 1e-3 of the float64 gradients, or, where rounding decides about single ReLUs, as near as PyTorch is.
+
+    Deeper networks are left to float64: PyTorch's own float32 gradients of ResNet-50 are 9 % off its float64 ones.
+    """
+    net = oracles.network(name, filter_size, seed=3)
+    exact = copy.deepcopy(net).double()
+    ours, theirs = _both_steps(net, _spec(name, filter_size))
+    truth, _ = _their_step(exact, oracles.images((97, 129), batch=len(LABELS)).astype(np.float64))
+    allowed = max(1e-3, 3 * max(_errors(theirs, truth).values()))
+    _assert_all_below(_errors(ours, truth), allowed)
 
 
 @pytest.mark.parametrize("filter_size", [None, 4])
@@ -95,4 +108,5 @@ def test_in_float32(name: str, filter_size: int | None):
 def test_in_float64(name: str, filter_size: int | None):
     """Where rounding cannot hide a fault."""
     with jax.enable_x64(True):
-        _assert_all_below(_errors(name, filter_size, np.float64), 1e-8)
+        net = oracles.network(name, filter_size, seed=3, dtype=oracles.torch.float64)
+        _assert_all_below(_errors(*_both_steps(net, _spec(name, filter_size))), 1e-8)
