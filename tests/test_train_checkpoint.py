@@ -1,9 +1,7 @@
 """Checkpoints: what is kept, what is noticed, and what happens when the disk does not play along."""
 
 import json
-import resource
 import shutil
-import signal
 import zlib
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from tests.training_runs import small_files
 from train.checkpoint import Checkpoints, named_leaves
 from train.errors import CommandError
 from train.step import TrainState
@@ -208,30 +207,19 @@ def test_the_stored_checksum_is_that_of_the_bytes(tmp_path):
     }
 
 
-@pytest.fixture
-def tight_disk():
-    """Files of more than 20 kB cannot be written, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
-
-
 # The storage library calls back into an event loop that it has closed.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_full_disk_is_named_with_the_last_good_checkpoint(tmp_path, request):
+def test_a_full_disk_is_named_with_the_last_good_checkpoint(tmp_path):
     checkpoints = Checkpoints(tmp_path / "c")
     checkpoints.save(1, state(1))
     checkpoints.wait()
-    request.getfixturevalue("tight_disk")
 
     def save() -> None:
         checkpoints.save(2, state(2))
         checkpoints.wait()
 
-    with pytest.raises(CommandError, match=r"could not be written to .*: File too large; the last good .* of step 1$"):
+    said = r"could not be written to .*: File too large; the last good .* of step 1$"
+    with small_files(20_000), pytest.raises(CommandError, match=said):
         save()
     assert sorted(p.name for p in (tmp_path / "c").iterdir()) == ["1"]
 

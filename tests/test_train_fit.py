@@ -141,6 +141,7 @@ def test_a_full_disk_stops_the_run_and_names_what_is_saved(tmp_path, cache, undi
     output = finish(start(*SMALL, "--run-dir", str(run_dir), cache=cache, preexec_fn=limit), code=2)
     message = output.strip().splitlines()[-1]
     assert message.startswith(f"error: checkpoint could not be written to {run_dir}/checkpoints: File too large")
+    assert "Traceback" not in output
     assert not list((run_dir / "checkpoints").iterdir())
     # With room again, the same command goes on.
     finish(start(*SMALL, "--run-dir", str(run_dir), cache=cache))

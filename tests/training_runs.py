@@ -2,12 +2,14 @@
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +116,19 @@ def assert_same_arrays(one: dict[str, np.ndarray], other: dict[str, np.ndarray])
     assert one.keys() == other.keys()
     for name, array in one.items():
         assert np.asarray(array).tobytes() == np.asarray(other[name]).tobytes(), name
+
+
+@contextmanager
+def small_files(size: int) -> Iterator[None]:
+    """Within it, no file of this process can grow beyond so many bytes, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 def free_port() -> int:

@@ -255,9 +255,11 @@ def _compare_leaves(saved: dict[str, dict[str, Any]], wanted: dict[str, Any]) ->
 def quiet_storage_library() -> None:
     """Keeps the storage library's own reports off stderr, for commands: what matters of them, `Checkpoints` raises.
 
-    It logs every failure with its traceback, and calls back into event loops that it has closed after one.
+    It logs every failure with its traceback, as Python does for the writes that it leaves unfinished after one, and
+    calls back into event loops that it has closed.
     """
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     hook = sys.unraisablehook
 
     def filtered(unraisable: Any) -> None:
@@ -286,6 +288,8 @@ def _everyone(fine: bool) -> bool:
 
 def _reason(error: Exception) -> str:
     """The system's own words where the storage library has wrapped them in a paragraph."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     text = " ".join(str(error).split())
     words = re.search(r"([^:]+) \[os_error_code", text)
     return words[1].strip() if words else text

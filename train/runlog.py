@@ -1,6 +1,7 @@
 """The written trace of a run: metrics.jsonl, validation.json, TensorBoard files and optionally wandb."""
 
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ class RunLog:
             kept = [line for line in _lines(path) if self._holds(line, step)]
             write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._stream = path.open("a", encoding="utf-8")
-        self._tensorboard = _tensorboard(run_dir, step) if config.tensorboard else None
+        self._tensorboard = TensorBoard(run_dir / "tensorboard", step) if config.tensorboard else None
         self._wandb = _wandb(run_dir, config.wandb, settings) if config.wandb else None
 
     def _holds(self, line: dict[str, Any], step: int) -> bool:
@@ -63,30 +64,36 @@ class RunLog:
         return line["step"] <= step
 
     def training(self, step: int, values: Mapping[str, float]) -> None:
-        """A line about the steps up to this one."""
+        """A line about the steps up to this one.
+
+        Raises:
+            OSError: a file cannot be written.
+        """
         self._write("train", step, values)
 
     def validation(self, step: int, values: Mapping[str, float]) -> None:
         """The result of validating after this many steps; also kept in validation.json.
 
         Raises:
-            OSError: validation.json cannot be written.
+            OSError: a file cannot be written.
         """
         self._write("validation", step, values)
         self.scores[step] = dict(values)
         if self._stream is not None:
             write_scores(self._validation_path, self.scores)
+        if self._tensorboard is not None:
+            self._tensorboard.flush()
 
     def _write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         if self._stream is None:
             return
         self._stream.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         self._stream.flush()
-        for name, value in values.items():
-            if self._tensorboard is not None:
-                self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
+        named = {f"{kind}/{name}": value for name, value in values.items()}
+        if self._tensorboard is not None:
+            self._tensorboard.add(named, step)
         if self._wandb is not None:
-            self._wandb.log({f"{kind}/{name}": value for name, value in values.items()}, step=step)
+            self._wandb.log(named, step=step)
 
     def close(self) -> None:
         """Writes out and closes everything."""
@@ -133,10 +140,43 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _tensorboard(run_dir: Path, step: int) -> Any:
-    from tensorboardX import SummaryWriter
+class TensorBoard:
+    """Scalars in TensorBoard's file format, written by the caller's thread.
 
-    return SummaryWriter(logdir=str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
+    tensorboardX's `SummaryWriter` hands them to a thread of its own, which a full disk ends; a run would then wait
+    without end for room in that thread's queue.
+
+    Args:
+        directory: where the file goes; made when missing.
+        step: updates made so far; TensorBoard forgets what earlier files say of later ones.
+
+    Raises:
+        OSError: here as in every method, the file cannot be written.
+    """
+
+    def __init__(self, directory: Path, step: int):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog  # type: ignore[attr-defined]
+
+        directory.mkdir(parents=True, exist_ok=True)
+        self._event = Event
+        self._file = EventsWriter(str(directory / "events"))
+        if step:
+            restart = SessionLog(status=SessionLog.START)
+            self._file.write_event(Event(wall_time=time.time(), step=step + 1, session_log=restart))
+
+    def add(self, values: Mapping[str, float], step: int) -> None:
+        """Scalars by name; they reach the file in blocks."""
+        summary = {"value": [{"tag": name, "simple_value": value} for name, value in values.items()]}
+        self._file.write_event(self._event(wall_time=time.time(), step=step, summary=summary))
+
+    def flush(self) -> None:
+        """Brings everything onto the disk."""
+        self._file.flush()
+
+    def close(self) -> None:
+        """Writes out and closes the file."""
+        self._file.close()
 
 
 def _wandb(run_dir: Path, project: str | None, settings: Mapping[str, Any]) -> Any:

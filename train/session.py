@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,10 @@ class Session:
 
     def close(self) -> None:
         """Ends what runs in the background and closes files; the last save is waited for."""
-        self.around.feed.close()
-        self.around.log.close()
-        self.around.checkpoints.close()
+        # Whatever one of them raises, the others are closed as well.
+        with ExitStack() as stack:
+            for part in (self.around.checkpoints, self.around.log, self.around.feed):
+                stack.callback(part.close)
 
 
 def describe_dataset(dataset: Dataset) -> dict[str, Any]:
