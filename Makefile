@@ -8,7 +8,7 @@ PYTEST := $(PY) -m pytest --numprocesses $(WORKERS) --dist loadfile
 # The oracles of the parity tests. All but torch come without their dependencies: the CPU build
 # of torch is enough for the reference package and torchvision, and jaxnn is a foreign package to be anti-aliased.
 TORCH ?= torch==2.13.0
-ORACLES ?= antialiased-cnns==0.3 torchvision==0.28.0 jaxnn==0.2.0
+ORACLES ?= antialiased-cnns==0.3 torchvision==0.28.0 jaxnn==0.2.0 einops==0.8.2
 # What leaves JAX, and by which packages.
 EXPORTED ?= weights/mobilenet_v2_lpf4-cifar10
 ONNX ?= jax2onnx==0.17.1 onnxruntime==1.32.0
