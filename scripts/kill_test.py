@@ -17,7 +17,7 @@ from pathlib import Path
 import tyro
 
 from tests.training_runs import SMALL, STEPS, assert_same_arrays, final_arrays, finish, kill, lines, losses, start
-from train.checkpoint import TEMPORARY
+from train.checkpoint import TEMPORARY, quiet_storage_library
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,7 @@ class Config:
 
 def run(config: Config) -> int:
     """Prints a line for each run; 0 when all ended as the undisturbed one."""
+    quiet_storage_library()
     chance = random.Random(config.seed)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -64,6 +65,7 @@ def disturbed(run_dir: Path, cache: Path, chance: random.Random, *, inside_a_sav
     after = chance.randrange(0, STEPS - 4)
     while _last_step(run_dir) < after:
         assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.005)
     if inside_a_save:
         _await_save(run_dir, process)
     else:
