@@ -25,6 +25,7 @@ from tests.training_runs import (
     lines,
     losses,
     start,
+    start_pair,
     wait_for_step,
 )
 from train.__main__ import main
@@ -96,6 +97,12 @@ def test_a_run_killed_stopped_and_damaged_ends_as_the_undisturbed_one(tmp_path, 
     assert_same_arrays(final_arrays(run_dir), final_arrays(undisturbed))
     assert losses(run_dir) == losses(undisturbed)
     assert [line["step"] for line in lines(run_dir, "validation")] == [8, 16, 24]
+
+
+def test_two_processes_have_the_losses_of_one(tmp_path, cache, undisturbed):
+    for process in start_pair(tmp_path / "run", cache=cache, devices=1):
+        finish(process)
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(undisturbed), rtol=0, atol=1e-5)
 
 
 def test_the_record_beside_a_run_repeats_it(tmp_path, cache, undisturbed):

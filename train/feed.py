@@ -78,9 +78,10 @@ class LoaderFeed:
         return self._batches.wait_seconds
 
     def advance(self, state: TrainState, step: int, limit: int) -> tuple[TrainState, Metrics, int]:
-        batch = next(self._batches)
+        # Outside the guard: what puts a process's share on its devices counts as an implicit transfer.
+        batch = self._placement.batch(next(self._batches))
         with jax.transfer_guard("disallow"):
-            state, metrics = self._step(state, self._placement.batch(batch))
+            state, metrics = self._step(state, batch)
         return state, metrics, 1
 
     def unreadable(self) -> int:

@@ -102,7 +102,9 @@ def run(config: TrainConfig, *, report: bool = True) -> int:
     placement = Placement.of_all_devices()
     check_batch(config.batch, config.accumulate, jax.device_count())
     console = Console(stderr=True) if is_lead() else None
-    logging.basicConfig(level=logging.WARNING, handlers=[RichHandler(console=console or Console(quiet=True))])
+    # Instead of the handler that a library has set up by being imported, which would write into the live line.
+    handler = RichHandler(console=console or Console(stderr=True), show_time=False, show_path=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
     run_dir = config.run_dir or default_run_dir(config)
     try:
         with claimed(run_dir):
