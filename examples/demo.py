@@ -37,7 +37,7 @@ NAMES = ("plain", "anti-aliased")
 class Config:
     """Train a plain and an anti-aliased network on scikit-learn's digits and compare them."""
 
-    network: str = "resnet18"
+    network: str = "mobilenet_v2"
     """Which network of the zoo."""
 
     filter_size: int = 4

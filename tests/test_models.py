@@ -139,6 +139,9 @@ def test_specs(spec, parsed):
         ("densenet121_plain", {"pool_only": False}, ValueError, "pool_only"),
         ("alexnet_plain", {"pool_only": True}, ValueError, "pool_only"),
         ("mobilenet_v2", {"width_mult": 0.01}, ValueError, "width_mult"),
+        ("resnet50", {"groups": 0}, ValueError, "groups=0"),
+        ("vgg11", {"depths": [0] * 5}, ValueError, "depths="),
+        ("densenet121", {"drop_rate": 1.0}, ValueError, "drop_rate"),
         ("resnet18", {"dtype": jnp.int32}, ValueError, "dtype.*int32"),
     ],
 )

@@ -107,6 +107,8 @@ class DenseNet(Network):
     def __init__(self, config: DenseNetConfig, *, num_classes: int, in_channels: int, build: Builder):
         if not (config.pool_only or build.antialiased):
             raise ValueError("pool_only=False belongs to anti-aliased networks: the plain one has no blur")
+        if not 0 <= config.drop_rate < 1:
+            raise ValueError(f"drop_rate is a probability below 1, got {config.drop_rate}")
         build = dataclasses.replace(build, conv_init=kaiming_fan_in)
         self.config, self.circular = config, build.circular
         channels = config.num_init_features

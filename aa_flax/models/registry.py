@@ -74,6 +74,13 @@ def default_options(name: str) -> dict[str, Any]:
     return COMMON_OPTIONS | {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
 
 
+def _check_counts(option: str, value: Any) -> None:
+    """Depths, widths and groups count something: zero or less makes no network, or one that divides by zero."""
+    for count in value if isinstance(value, tuple) else (value,):
+        if isinstance(count, int) and not isinstance(count, bool) and count < 1:
+            raise ValueError(f"{option}={value!r}: makes no network, whole numbers must be at least 1")
+
+
 def resolve_spec(
     spec: str,
     *,
@@ -109,6 +116,8 @@ def resolve_spec(
         raise ValueError(f"{spec!r} has no blur for downsample={options['downsample']!r} to stand in for")
     # JSON has lists where the configurations have tuples.
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    for option, value in given.items():
+        _check_counts(option, value)
     return ModelSpec(
         name=name,
         filter_size=taps,
