@@ -10,8 +10,9 @@ applied as a matrix product.
 """
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -132,40 +133,48 @@ def _rows_of(matrix: np.ndarray) -> Band:
     return Band(indices, weights)
 
 
-def _along(vector: np.ndarray, axis: int, ndim: int, dtype: jax.typing.DTypeLike):
-    """A weight per position of one axis: a scalar where all are equal, which saves the load."""
-    if (vector == vector[0]).all():
-        return np.asarray(vector[0], dtype)
-    return jnp.asarray(vector.astype(dtype).reshape([-1 if i == axis else 1 for i in range(ndim)]))
-
-
 def _accumulation_dtype(x: jax.Array):
     return jnp.promote_types(x.dtype, jnp.float32)
 
 
-def _gather(x: jax.Array, band: Band, axis: int) -> jax.Array:
-    """``band @ x`` along one axis as a sum of gathers, in float32 or wider."""
+def _terms(
+    bands: Sequence[Band], axes: Sequence[int], ndim: int
+) -> Iterator[tuple[tuple[Any, ...], np.ndarray | np.float64]]:
+    """What the maps of neighbouring axes are sums of: an index into an array, and its weights, which broadcast."""
+    for columns in itertools.product(*(range(band.indices.shape[1]) for band in bands)):
+        index: list[Any] = [slice(None)] * ndim
+        weight = np.ones((1,) * ndim)
+        for place, (band, axis, j) in enumerate(zip(bands, axes, columns, strict=True)):
+            rows = [1] * len(axes)
+            rows[place] = -1
+            index[axis] = band.indices[:, j].reshape(rows)
+            weight = weight * band.weights[:, j].reshape([-1 if i == axis else 1 for i in range(ndim)])
+        # A weight that is the same everywhere needs no table.
+        yield tuple(index), weight.flat[0] if (weight == weight.flat[0]).all() else weight
+
+
+def _gather(x: jax.Array, bands: Sequence[Band], axes: Sequence[int]) -> jax.Array:
+    """The maps of neighbouring axes as one sum of gathers, in float32 or wider."""
     dtype = _accumulation_dtype(x)
     total = None
-    for j in range(band.indices.shape[1]):
-        index = (slice(None),) * axis + (band.indices[:, j],)
-        term = x.at[index].get(mode="promise_in_bounds").astype(dtype)
-        term = term * _along(band.weights[:, j], axis, x.ndim, dtype)
+    for index, weight in _terms(bands, axes, x.ndim):
+        term = x.at[index].get(mode="promise_in_bounds").astype(dtype) * jnp.asarray(weight, dtype)
         total = term if total is None else total + term
     assert total is not None
     return total
 
 
-def _scatter(x: jax.Array, band: Band, rows: int, axis: int) -> jax.Array:
-    """``band.T @ x`` along one axis as a sum of scatter-adds: the transpose of :func:`_gather`, term by term."""
+def _scatter(x: jax.Array, bands: Sequence[Band], axes: Sequence[int], sizes: Sequence[int]) -> jax.Array:
+    """The transpose of :func:`_gather`, term by term, as a sum of scatter-adds into axes of the given sizes."""
     x = x.astype(_accumulation_dtype(x))
     # Zeros made from an empty slice of x are linear in it; constant ones would be kept as residuals.
-    empty = lax.slice_in_dim(x, 0, 0, axis=axis)
-    total = lax.pad(empty, np.zeros((), x.dtype), [(0, rows if i == axis else 0, 0) for i in range(x.ndim)])
-    for j in range(band.indices.shape[1]):
-        index = (slice(None),) * axis + (band.indices[:, j],)
-        term = x * _along(band.weights[:, j], axis, x.ndim, x.dtype)
-        total = total.at[index].add(term, mode="promise_in_bounds")
+    total = lax.slice_in_dim(x, 0, 0, axis=axes[0])
+    for axis in axes[1:]:
+        total = lax.slice_in_dim(total, 0, 0, axis=axis)
+    grown = dict(zip(axes, sizes, strict=True))
+    total = lax.pad(total, np.zeros((), x.dtype), [(0, grown.get(i, 0), 0) for i in range(x.ndim)])
+    for index, weight in _terms(bands, axes, x.ndim):
+        total = total.at[index].add(x * jnp.asarray(weight, x.dtype), mode="promise_in_bounds")
     return total
 
 
@@ -185,17 +194,37 @@ class AxisMap(NamedTuple):
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def gather_along(x: jax.Array, spec: AxisMap) -> jax.Array:
-    """One axis's map as a weighted sum of gathers, in float32 or wider."""
-    return _gather(x, spec.bands[0], spec.axis)
+def gather_along(x: jax.Array, specs: tuple[AxisMap, ...]) -> jax.Array:
+    """The maps of neighbouring axes as one weighted sum of gathers, in float32 or wider."""
+    return _gather(x, [spec.bands[0] for spec in specs], [spec.axis for spec in specs])
 
 
 @gather_along.defjvp
-def _gather_along_jvp(spec: AxisMap, primals, tangents):
+def _gather_along_jvp(specs: tuple[AxisMap, ...], primals, tangents):
     # The tangent map is the same matrix, written by columns. JAX transposes each scatter-add into a
     # gather, so reverse mode runs gathers only; forward mode pays for one scatter.
-    forward, backward = spec.bands
-    return _gather(primals[0], forward, spec.axis), _scatter(tangents[0], backward, len(forward.indices), spec.axis)
+    axes = [spec.axis for spec in specs]
+    forward, backward = zip(*(spec.bands for spec in specs), strict=True)
+    rows = [len(band.indices) for band in forward]
+    return _gather(primals[0], forward, axes), _scatter(tangents[0], [*backward], axes, rows)
+
+
+def gather_each(x: jax.Array, specs: tuple[AxisMap, ...]) -> jax.Array:
+    """One axis after the other: the fewest operations, for CPUs."""
+    return functools.reduce(lambda y, spec: gather_along(y, (spec,)), specs, x)
+
+
+def gather_pairs(x: jax.Array, specs: tuple[AxisMap, ...]) -> jax.Array:
+    """Two neighbouring axes at a time: more operations, but nothing in between is stored, for GPUs."""
+    while specs:
+        pair = len(specs) > 1 and specs[1].axis == specs[0].axis + 1
+        x, specs = gather_along(x, specs[: 1 + pair]), specs[1 + pair :]
+    return x
+
+
+def matmul_each(x: jax.Array, specs: tuple[AxisMap, ...]) -> jax.Array:
+    """One axis after the other as a product with the dense banded matrix, for TPU's matrix unit."""
+    return functools.reduce(matmul_along, specs, x)
 
 
 def matmul_along(x: jax.Array, spec: AxisMap) -> jax.Array:
@@ -210,11 +239,9 @@ def matmul_along(x: jax.Array, spec: AxisMap) -> jax.Array:
     return jnp.moveaxis(y, -1, spec.axis)
 
 
-def apply_along(
-    x: jax.Array, specs: tuple[AxisMap, ...], along: Callable[[jax.Array, AxisMap], jax.Array]
-) -> jax.Array:
-    """The maps of several axes in turn, rounded to the input's dtype once."""
-    return functools.reduce(along, specs, x).astype(x.dtype)
+def apply_along(x: jax.Array, specs: tuple[Any, ...], form: Callable[..., jax.Array]) -> jax.Array:
+    """The maps of several axes in one of the forms above, rounded to the input's dtype once."""
+    return form(x, specs).astype(x.dtype)
 
 
 def blur_axes(
@@ -249,8 +276,9 @@ def blur_axes(
         return x
     return platform_dependent(
         x,
-        tpu=functools.partial(apply_along, specs=tuple(specs), along=matmul_along),
-        default=functools.partial(apply_along, specs=tuple(specs), along=gather_along),
+        cpu=functools.partial(apply_along, specs=tuple(specs), form=gather_each),
+        tpu=functools.partial(apply_along, specs=tuple(specs), form=matmul_each),
+        default=functools.partial(apply_along, specs=tuple(specs), form=gather_pairs),
     )
 
 

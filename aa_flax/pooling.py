@@ -11,9 +11,13 @@ from jax import lax
 from aa_flax.blurpool import blur_axes
 
 
-def _larger(a: jax.Array, b: jax.Array) -> jax.Array:
+def _stays(a: jax.Array, b: jax.Array) -> jax.Array:
     # jnp.maximum would split the gradient of a tie, and lose PyTorch's; here the first one takes all of it.
-    return jnp.where((a >= b) | jnp.isnan(a), a, b)
+    return (a >= b) | jnp.isnan(a)
+
+
+def _larger(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.where(_stays(a, b), a, b)
 
 
 def max_pool(
@@ -39,11 +43,34 @@ def max_pool(
     pads = _pair(padding)
     if any(pads):
         x = lax.pad(x, _lowest(x.dtype), [(0, 0, 0), *((p, p, 0) for p in pads), (0, 0, 0)])
+    return _window_max(x, _pair(window), _pair(stride))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _window_max(x: jax.Array, sizes: tuple[int, int], strides: tuple[int, int]) -> jax.Array:
     # Columns, then rows: of several equal maxima the first in reading order wins, as in PyTorch.
-    sizes, strides = _pair(window), _pair(stride)
     for axis in (2, 1):
         x = functools.reduce(_larger, _shifted(x, axis, sizes[axis - 1], strides[axis - 1]))
     return x
+
+
+@_window_max.defjvp
+def _window_max_jvp(sizes: tuple[int, int], strides: tuple[int, int], primals, tangents):
+    # What is kept for the backward pass is one byte a window, the place of its maximum, where differentiating the
+    # selections above would keep a byte for each of them.
+    value, *others = _in_windows(primals[0], sizes, strides)
+    place = jnp.zeros(value.shape, jnp.uint8 if len(others) < 256 else jnp.int32)
+    for i, other in enumerate(others, 1):
+        stays = _stays(value, other)
+        value, place = jnp.where(stays, value, other), jnp.where(stays, place, i)
+    moved = [jnp.where(place == i, t, 0) for i, t in enumerate(_in_windows(tangents[0], sizes, strides))]
+    return value, functools.reduce(jnp.add, moved)
+
+
+def _in_windows(x: jax.Array, sizes: tuple[int, int], strides: tuple[int, int]) -> list[jax.Array]:
+    """The samples of every window, in reading order."""
+    rows = _shifted(x, 1, sizes[0], strides[0])
+    return [sample for row in rows for sample in _shifted(row, 2, sizes[1], strides[1])]
 
 
 def _shifted(x: jax.Array, axis: int, size: int, stride: int) -> list[jax.Array]:

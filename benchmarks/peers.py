@@ -12,6 +12,8 @@ import numpy as np
 from benchmarks.measure import Case
 
 LAYOUTS = ("eager", "channels_last", "compile")
+# The reference's VGGs and AlexNet cannot flatten a channels_last map.
+CONTIGUOUS_LAYOUTS = ("eager", "compile contiguous")
 
 
 def missing() -> str | None:
@@ -85,18 +87,27 @@ def arrays(net: Any) -> dict[str, np.ndarray]:
     return {key: value.detach().cpu().numpy() for key, value in net.state_dict().items()}
 
 
+def layouts(net: Any) -> tuple[str, ...]:
+    """The ways to run a network that it supports, the compiled one last."""
+    flattens = type(net).__module__.startswith("antialiased_cnns") and type(net).__name__ in ("AlexNet", "VGG")
+    return CONTIGUOUS_LAYOUTS if flattens else LAYOUTS
+
+
+def memory_format(layout: str) -> Any:
+    """In which order a layout keeps the bytes of maps."""
+    return torch().contiguous_format if layout in CONTIGUOUS_LAYOUTS else torch().channels_last
+
+
 def nchw(images: np.ndarray, layout: str, dtype: Any) -> Any:
     """NHWC images as a tensor on the device; channels_last keeps their bytes as they are."""
     tensor = torch().from_numpy(np.ascontiguousarray(images)).to(device(), dtype).permute(0, 3, 1, 2)
-    return tensor.contiguous() if layout == "eager" else tensor.contiguous(memory_format=torch().channels_last)
+    return tensor.contiguous(memory_format=memory_format(layout))
 
 
 def placed(net: Any, layout: str, dtype: Any) -> Any:
     """The network on the device in a layout; ``compile`` is torch.compile over channels_last."""
-    net = net.to(device(), dtype)
-    if layout != "eager":
-        net = net.to(memory_format=torch().channels_last)
-    return torch().compile(net) if layout == "compile" else net
+    net = net.to(device(), dtype).to(memory_format=memory_format(layout))
+    return torch().compile(net) if layout.startswith("compile") else net
 
 
 def case(call: Callable[[], Any]) -> Case:

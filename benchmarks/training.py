@@ -53,7 +53,7 @@ def run(config: Config) -> int:
     batch = config.batch or (8 if jax.default_backend() == "cpu" else 256)
     config = dataclasses.replace(config, batch=4 if config.smoke else batch)
     if config.smoke:
-        config = dataclasses.replace(config, image_size=64)
+        config = dataclasses.replace(config, image_size=96)
     report = Report("training", config.output)
     reason = peers.missing() if config.torch else "PyTorch's part was left out: --no-torch"
     if reason:
@@ -113,7 +113,7 @@ def _torch_step(net: Any, layout: str, config: Config) -> Any:
 
     def step() -> Any:
         with torch.autocast(device, torch.bfloat16):
-            images = ((pixels.float() - MEAN) / DEVIATION).contiguous(memory_format=torch.channels_last)
+            images = ((pixels.float() - MEAN) / DEVIATION).contiguous(memory_format=peers.memory_format(layout))
             loss = torch.nn.functional.cross_entropy(net(images), labels)
         loss.backward()
         optimizer.step()
@@ -137,11 +137,12 @@ def _measure(variant: Variant, config: Config, report: Report, *, with_torch: bo
         memory[name] = networks.planned_memory(ours.run)
     if net is not None and state is not None:
         peers.allow_tf32()
-        layouts = [name for name, on in (("channels_last", config.eager), ("compile", config.compile)) if on]
+        eager, compiled = peers.layouts(net)[-2:]
+        layouts = [name for name, on in ((eager, config.eager), (compiled, config.compile)) if on]
         for layout in layouts:
             net.load_state_dict({k: peers.torch().from_numpy(v) for k, v in state.items()})
             step = _torch_step(copy.deepcopy(net), layout, config)
-            losses[f"torch {layout}"] = float(step())
+            losses[f"torch {layout}"] = step().item()
             memory[f"torch {layout}"] = peers.peak_memory(step)
             cases[f"torch {layout}"] = peers.case(step)
     _compare(variant, losses)

@@ -152,13 +152,39 @@ def test_matrix_product_form_equals_gathers(pad_type, dtype):
     """The form that TPU runs, on this machine."""
     x = jnp.asarray(np.random.default_rng(4).normal(size=(2, 11, 8, 3)), dtype)
     specs = tuple(blurpool.AxisMap(axis, x.shape[axis], 4, 2, pad_type, 0) for axis in (1, 2))
-    gathers = blurpool.apply_along(x, specs, blurpool.gather_along)
-    product = blurpool.apply_along(x, specs, blurpool.matmul_along)
+    gathers = blurpool.apply_along(x, specs, blurpool.gather_each)
+    product = blurpool.apply_along(x, specs, blurpool.matmul_each)
     assert product.dtype == gathers.dtype == x.dtype
     tolerance = 1e-6 if dtype == "float32" else 2**-7
     np.testing.assert_allclose(
         np.asarray(product, np.float32), np.asarray(gathers, np.float32), atol=tolerance, rtol=tolerance
     )
+
+
+@pytest.mark.parametrize("axes", [(1, 2), (2, 3), (1, 3), (1, 2, 3)])
+@pytest.mark.parametrize("pad_type", PAD_TYPES)
+def test_pairs_of_axes_equal_one_axis_after_the_other(axes, pad_type):
+    """The form that GPUs run against that of CPUs: values, both modes of differentiation."""
+    rng = np.random.default_rng(6)
+    x, t = (jnp.asarray(rng.normal(size=(2, 7, 6, 5, 3)), jnp.float32) for _ in range(2))
+    specs = tuple(blurpool.AxisMap(axis, x.shape[axis], 4 if axis < 3 else 3, 2, pad_type, 0) for axis in axes)
+    results = []
+    for form in (blurpool.gather_each, blurpool.gather_pairs):
+
+        def f(x, form=form):
+            return jnp.sin(blurpool.apply_along(x, specs, form))
+
+        value, tangent = jax.jvp(f, (x,), (t,))
+        results.append((value, tangent, jax.vjp(f, x)[1](jnp.cos(value))[0]))
+    for each, pair in zip(*results, strict=True):
+        np.testing.assert_allclose(pair, each, rtol=1e-5, atol=1e-6)
+
+
+def test_gpus_run_no_scatter_in_reverse_mode():
+    with aa_flax.traced_for("cuda"):
+        text = jax.jit(jax.grad(lambda v: jnp.sum(aa_flax.blur_pool(v, 4) ** 2))).lower(jnp.ones((1, 9, 8, 2)))
+    assert "scatter" not in text.as_text()
+    assert "stablehlo.gather" in text.as_text()
 
 
 def test_tpu_is_lowered_to_matrix_products():

@@ -184,7 +184,10 @@ def test_a_file_that_does_not_fit(spoil, message: str, tmp_path: Path, capsys: p
         (["IN", "--model", "vgg11", "--option", "depths=[1,0,1,1,1]"], "depths=(1, 0, 1, 1, 1): makes no network"),
         (["IN", "--model", "densenet121", "--option", "growth_rate=0"], "growth_rate=0: makes no network"),
         (["IN", "--model", "densenet121", "--option", "drop_rate=2"], "drop_rate is a probability below 1, got 2"),
-        (["IN", "--model", "mobilenet_v2", "--option", "width_mult=-0.5"], "width_mult must leave at least one channel"),
+        (
+            ["IN", "--model", "mobilenet_v2", "--option", "width_mult=-0.5"],
+            "width_mult must leave at least one channel",
+        ),
         (["IN", "--model", "densenet121", "--num-classes", "-1"], "num_classes must be"),
         (["nothing.pth", "--model", "densenet121"], "nothing.pth: there is no such file"),
         ([".", "--model", "densenet121"], ".: it is no file"),

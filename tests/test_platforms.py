@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 import aa_flax
-from aa_flax.models.depthwise import depthwise_conv
+from aa_flax.models.convolutions import depthwise_conv
 
 X = jax.random.normal(jax.random.key(0), (2, 9, 12, 3))
 

@@ -12,7 +12,7 @@ from jax.nn import initializers
 
 from aa_flax.blurpool import BlurPool2D
 from aa_flax.downsample import AdaptivePolyphase, ContentAdaptiveBlur, Downsample, IdealLowPass
-from aa_flax.models.depthwise import depthwise_conv
+from aa_flax.models.convolutions import depthwise_conv, image_conv
 from aa_flax.pooling import max_pool
 
 Initializer = Callable[..., jax.Array]
@@ -108,19 +108,27 @@ class BatchNorm(nnx.BatchNorm):
         dtype = jnp.promote_types(x.dtype, jnp.float32)
         wide = x.astype(dtype)
         if use_running_average:
-            mean, var = self.mean[...], self.var[...]
+            centre, offset, var = self.mean[...].astype(dtype), None, self.var[...].astype(dtype)
         else:
-            mean, var = self._batch_statistics(wide)
-        if mean.ndim == 2:
+            centre, offset, var = self._batch_statistics(wide)
+        factor = jax.lax.rsqrt(var + self.epsilon) * self.scale[...].astype(dtype)
+        bias = self.bias[...].astype(dtype)
+        if offset is not None:
+            # The mean is subtracted as the centre from every pixel and as the offset from the bias: the centre is a
+            # constant for differentiation, and the gradient needs two sums over the map instead of three.
+            bias = bias - offset * factor
+        if factor.ndim == 2:
             # One row of statistics a group: repeat it for the examples of the group.
             shape = (len(x), *(1,) * (x.ndim - 2), -1)
-            mean, var = (jnp.repeat(s, len(x) // len(s), 0).reshape(shape) for s in (mean, var))
-        factor = jax.lax.rsqrt(var.astype(dtype) + self.epsilon) * self.scale[...].astype(dtype)
-        y = (wide - mean.astype(dtype)) * factor + self.bias[...].astype(dtype)
+            centre, factor, bias = (jnp.repeat(s, len(x) // len(s), 0).reshape(shape) for s in (centre, factor, bias))
+        y = (wide - centre) * factor + bias
         return y.astype(self.dtype or x.dtype)
 
-    def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Mean and biased variance, (C,) or with groups (groups, C), and the update of the running ones."""
+    def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """A rough mean, what the mean is above it, and the biased variance; updates the running statistics.
+
+        All are (C,), or (groups, C) with groups.
+        """
         if self.group_size is not None:
             if len(x) % self.group_size:
                 raise ValueError(f"a batch of {len(x)} is no multiple of group_size={self.group_size}")
@@ -132,15 +140,15 @@ class BatchNorm(nnx.BatchNorm):
         shifted = x - shift
         offset = shifted.mean(axes, keepdims=True)
         var = jnp.square(shifted).mean(axes, keepdims=True) - jnp.square(offset)
-        mean, var = (s.reshape(*x.shape[:first], -1) for s in (shift + offset, jnp.where(var < 0, 0, var)))
+        shift, offset, var = (s.reshape(*x.shape[:first], -1) for s in (shift, offset, jnp.where(var < 0, 0, var)))
         count = x.size // x.shape[-1] // (1 if self.group_size is None else len(x))
         unbiased = var * (count / max(count - 1, 1))
-        for running, batch in ((self.mean, mean), (self.var, unbiased)):
+        for running, batch in ((self.mean, shift + offset), (self.var, unbiased)):
             # With groups the running statistics follow the mean over them; the reference keeps the first
             # device's, which has the same expectation and a larger spread.
             batch = jax.lax.stop_gradient(batch if first == 0 else batch.mean(0))
             running[...] = (self.momentum * running[...] + (1 - self.momentum) * batch).astype(running.dtype)
-        return mean, var
+        return shift, offset, var
 
 
 def _rough_mean(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
@@ -266,7 +274,7 @@ class Builder:
             use_bias=use_bias,
             kernel_init=self.conv_init,
             bias_init=bias_init,
-            conv_general_dilated=depthwise_conv if groups == cin == cout else jax.lax.conv_general_dilated,
+            conv_general_dilated=depthwise_conv if groups == cin == cout > 1 else image_conv,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             rngs=self.rngs,
