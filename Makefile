@@ -14,7 +14,7 @@ EXPORTED ?= weights/mobilenet_v2_lpf4-cifar10
 ONNX ?= jax2onnx==0.17.1 onnxruntime==1.32.0
 TENSORFLOW ?= tensorflow-cpu==2.21.0
 
-.PHONY: demo test test-slow test-newest test-tree-mode test-export parity parity-full lint format bench wheel clean help
+.PHONY: demo test test-slow test-claims test-newest test-tree-mode test-export parity parity-full lint format bench wheel clean help
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -46,6 +46,9 @@ test: $(VENV)/.test ## the tests, without PyTorch
 
 test-slow: $(VENV)/.test ## the long tests: twenty kills, several processes
 	$(PY) -m pytest -m slow
+
+test-claims: $(VENV)/.test ## the committed weights, measured again on CIFAR-10
+	$(PY) -m pytest -m claims tests/test_claims.py
 
 test-newest: ## the tests on NEWEST (default python3.12) with the newest jax and flax
 	$(MAKE) test PYTHON=$(or $(NEWEST),python3.12) VENV=.venv-newest

@@ -1,0 +1,34 @@
+"""What the committed weights claim, measured again by the command that a user would call."""
+
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from aa_flax.weights.config import read_config
+from train.__main__ import main
+
+pytestmark = pytest.mark.claims
+WEIGHTS = Path(__file__).parents[1] / "weights"
+# Rounding of another processor may turn single answers: of 10,000 images, and of 50,000 pairs of crops.
+IMAGES = PAIRS = 0.03
+
+
+@pytest.fixture(scope="module")
+def test_images(shared, tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("cifar10")
+    with tarfile.open(shared / "data" / "cifar10-images.tar.xz") as tar:
+        tar.extractall(root, filter="data")
+    return root / "test"
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2_plain-cifar10", "mobilenet_v2_lpf4-cifar10"])
+def test_committed_weights_do_what_they_claim(name, test_images, tmp_path):
+    output = tmp_path / "report.json"
+    words = ["evaluate", "--weights", WEIGHTS / name, "--data", test_images, "--output", output, "--batch-size", "500"]
+    assert main([str(word) for word in words]) == 0
+    report = json.loads(output.read_text())
+    claimed = read_config(WEIGHTS / name).metrics
+    assert report["top1"] == pytest.approx(claimed["accuracy"], abs=IMAGES)
+    assert report["consistency"]["crop"]["value"] == pytest.approx(claimed["consistency"], abs=PAIRS)
