@@ -15,7 +15,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from aa_flax.blurpool import Band, binomial_filter, blur_band
+from aa_flax.blurpool import AxisMap, Band, apply_along, binomial_filter, blur_band, gather_each
 
 
 def depthwise(x: jax.Array, filter_size: int, stride: int = 2) -> jax.Array:
@@ -73,24 +73,14 @@ def kron_matmul(x: jax.Array, filter_size: int, stride: int = 2) -> jax.Array:
     return y.astype(x.dtype).reshape(n, len(rows), len(columns), c)
 
 
-def flat_gathers(x: jax.Array, filter_size: int, stride: int = 2) -> jax.Array:
-    """One sum of k*k gathers over both axes at once."""
-    rows, columns = _bands(x, filter_size, stride)
-    n, h, w, c = x.shape
-    flat = x.reshape(n, h * w, c)
-    total = None
-    for i in range(rows.indices.shape[1]):
-        for j in range(columns.indices.shape[1]):
-            index = (rows.indices[:, i, None] * w + columns.indices[None, :, j]).reshape(-1)
-            weight = np.float32(rows.weights[0, i] * columns.weights[0, j])
-            term = flat.at[:, index].get(mode="promise_in_bounds").astype(jnp.float32) * weight
-            total = term if total is None else total + term
-    assert total is not None
-    return total.astype(x.dtype).reshape(n, len(rows.indices), len(columns.indices), c)
+def separate_gathers(x: jax.Array, filter_size: int, stride: int = 2) -> jax.Array:
+    """One axis after the other, the library's form on CPUs; GPUs gather over both at once."""
+    specs = tuple(AxisMap(axis, x.shape[axis], filter_size, stride, "reflect", 0) for axis in (1, 2))
+    return apply_along(x, specs, gather_each)
 
 
 def computed_gathers(x: jax.Array, filter_size: int, stride: int = 2) -> jax.Array:
-    """The library's gathers, with indices computed in the kernel instead of read from a table."""
+    """Gathers, one axis after the other, with indices computed in the kernel instead of read from a table."""
     taps = binomial_filter(filter_size)
     total = x
     for axis in (1, 2):
@@ -209,6 +199,6 @@ PORTABLE: dict[str, Callable[..., jax.Array]] = {
     "slices": slices,
     "banded matmul": banded_matmul,
     "one matmul (kron)": kron_matmul,
-    "flat gathers": flat_gathers,
+    "separate gathers": separate_gathers,
     "computed gathers": computed_gathers,
 }

@@ -31,7 +31,7 @@ def test_blurpool(tmp_path):
         "bfloat16",
     )
     assert {title: len(rows) for title, rows in report["tables"].items()} == {"Forward": 4, "Backward": 4}
-    assert {"depthwise / ours", "pallas / ours", "flat gathers / ours"} <= set(report["tables"]["Forward"][0])
+    assert {"depthwise / ours", "pallas / ours", "separate gathers / ours"} <= set(report["tables"]["Forward"][0])
 
 
 def test_inference(tmp_path):

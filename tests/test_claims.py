@@ -16,7 +16,7 @@ IMAGES = PAIRS = 0.03
 
 
 @pytest.fixture(scope="module")
-def test_images(shared, tmp_path_factory) -> Path:
+def held_out(shared, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("cifar10")
     with tarfile.open(shared / "data" / "cifar10-images.tar.xz") as tar:
         tar.extractall(root, filter="data")
@@ -24,9 +24,9 @@ def test_images(shared, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2_plain-cifar10", "mobilenet_v2_lpf4-cifar10"])
-def test_committed_weights_do_what_they_claim(name, test_images, tmp_path):
+def test_committed_weights_do_what_they_claim(name, held_out, tmp_path):
     output = tmp_path / "report.json"
-    words = ["evaluate", "--weights", WEIGHTS / name, "--data", test_images, "--output", output, "--batch-size", "500"]
+    words = ["evaluate", "--weights", WEIGHTS / name, "--data", held_out, "--output", output, "--batch-size", "500"]
     assert main([str(word) for word in words]) == 0
     report = json.loads(output.read_text())
     claimed = read_config(WEIGHTS / name).metrics

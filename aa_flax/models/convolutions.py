@@ -85,17 +85,10 @@ def image_conv(
     padding: str | Sequence[tuple[int, int]],
     **options: Any,
 ) -> jax.Array:
-    """A two-dimensional convolution of images, for ``nnx.Conv(conv_general_dilated=...)``.
+    """A two-dimensional convolution of images (N, H, W, C) with a kernel (height, width, C, features).
 
-    Args:
-        x: (N, H, W, C).
-        kernel: (height, width, C, features).
-        window_strides: stride along height and width.
-        padding: pixels of zeros before and after, for height and width, or a name that ``lax`` knows.
-        **options: the further arguments of ``lax.conv_general_dilated``.
-
-    Returns:
-        (N, H', W', features) of the input's dtype.
+    For ``nnx.Conv(conv_general_dilated=...)``; the other arguments are those of :func:`depthwise_conv`, the result is
+    (N, H', W', features) of the input's dtype. More than four channels, a stride of 1 and dilations stay as they are.
     """
     native = functools.partial(lax.conv_general_dilated, window_strides=window_strides, padding=padding, **options)
     dilations = (options.get("lhs_dilation") or ()), (options.get("rhs_dilation") or ())
