@@ -11,6 +11,7 @@ seed, the augmentation and the schedule are its arguments.
 
 import dataclasses
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,8 +27,10 @@ from rich.console import Console
 
 import aa_flax
 from aa_flax import consistency
+from aa_flax.models.registry import resolve_spec
 from train.data import DataConfig, Dataset, evaluation_batches, open_dataset
 from train.data.augment import normalise, random_flip, random_shift
+from train.errors import CommandError
 from train.optim import OptimConfig, sgd
 from train.presets import preset
 from train.step import StepOptions, TrainState, initial_state, make_train_step, split_model
@@ -142,7 +145,7 @@ def schedule(step: jax.typing.ArrayLike, peak: jax.Array, warmup: jax.Array, tot
     return peak * jnp.where(step < warmup, rising, falling)
 
 
-class Knobs(NamedTuple):
+class Varied(NamedTuple):
     """What differs between runs of one network; traced, so that they share a program.
 
     Attributes:
@@ -196,22 +199,22 @@ class Trainer:
         return sgd(self.optim, rate)
 
     def _update_of(
-        self, state: TrainState, rows: jax.Array, images: jax.Array, labels: jax.Array, knobs: Knobs
+        self, state: TrainState, rows: jax.Array, images: jax.Array, labels: jax.Array, varied: Varied
     ) -> tuple[TrainState, jax.Array]:
         """One update on the given rows of the images."""
         preprocessing = self.images.dataset.preprocessing
         reach = preprocessing.crop // 8
 
         def prepare(batch: jax.Array, step: jax.Array) -> jax.Array:
-            flip_key, shift_key = jax.random.split(jax.random.fold_in(jax.random.key(knobs.seed), step))
-            batch = jnp.where(knobs.shift, random_shift(batch, shift_key, reach), batch)
+            flip_key, shift_key = jax.random.split(jax.random.fold_in(jax.random.key(varied.seed), step))
+            batch = jnp.where(varied.shift, random_shift(batch, shift_key, reach), batch)
             return normalise(random_flip(batch, flip_key), preprocessing)
 
         def rate(step: jax.typing.ArrayLike) -> jax.Array:
-            return schedule(step, knobs.peak, knobs.warmup, knobs.total)
+            return schedule(step, varied.peak, varied.warmup, varied.total)
 
         # The seed is traced: masks of dropout follow it without a compilation of their own.
-        options = StepOptions(seed=knobs.seed)  # pyright: ignore[reportArgumentType]
+        options = StepOptions(seed=varied.seed)  # pyright: ignore[reportArgumentType]
         update = make_train_step(self.graphdef, self._optimizer(rate), rate, prepare, options)
         state, metrics = update(state, {"image": images[rows], "label": labels[rows]})
         return state, metrics["loss"]
@@ -222,23 +225,23 @@ class Trainer:
         return order[: self.steps * self.batch].reshape(self.steps, self.batch)
 
     def _epoch_of(
-        self, state: TrainState, images: jax.Array, labels: jax.Array, knobs: Knobs
+        self, state: TrainState, images: jax.Array, labels: jax.Array, varied: Varied
     ) -> tuple[TrainState, jax.Array]:
         """All updates of an epoch and their mean loss."""
 
         def body(state: TrainState, rows: jax.Array) -> tuple[TrainState, jax.Array]:
-            return self._update_of(state, rows, images, labels, knobs)
+            return self._update_of(state, rows, images, labels, varied)
 
-        state, losses = jax.lax.scan(body, state, self._order_of(state.step // self.steps, images, knobs.seed))
+        state, losses = jax.lax.scan(body, state, self._order_of(state.step // self.steps, images, varied.seed))
         return state, losses.mean()
 
     def _epoch_by_steps(
-        self, state: TrainState, images: jax.Array, labels: jax.Array, knobs: Knobs
+        self, state: TrainState, images: jax.Array, labels: jax.Array, varied: Varied
     ) -> tuple[TrainState, jax.Array]:
         """The same, one call an update: inside a loop, XLA differentiates convolutions five times slower on CPUs."""
         losses = []
-        for rows in self._order(state.step // self.steps, images, knobs.seed):
-            state, loss = self._update(state, rows, images, labels, knobs)
+        for rows in self._order(state.step // self.steps, images, varied.seed):
+            state, loss = self._update(state, rows, images, labels, varied)
             losses.append(loss)
         return state, jnp.stack(losses).mean()
 
@@ -254,7 +257,7 @@ class Trainer:
         optimizer = self._optimizer(lambda step: jnp.float32(0) * step)
         params, stats = jax.tree.map(jnp.copy, start)
         state = initial_state(params, stats, optimizer)
-        knobs = Knobs(
+        varied = Varied(
             seed=jnp.int32(run.seed),
             shift=jnp.array(run.augment == "shift"),
             peak=jnp.float32(self.peak * rate),
@@ -263,7 +266,7 @@ class Trainer:
         )
         loss = jnp.float32(0)
         for _ in range(epochs):
-            state, loss = self._epoch(state, self.images.train, self.images.train_labels, knobs)
+            state, loss = self._epoch(state, self.images.train, self.images.train_labels, varied)
         return state, float(loss)
 
     def measure(self, state: TrainState) -> dict[str, float]:
@@ -345,6 +348,8 @@ def main(study: Study) -> None:
     """Makes the runs that are missing."""
     console = Console(stderr=True)
     study = small_form(study) if study.small else study
+    for model in study.models:
+        resolve_spec(model)
     done, began = finished(study.output), time.perf_counter()
     study.output.parent.mkdir(parents=True, exist_ok=True)
     images = load_images(study)
@@ -388,4 +393,8 @@ def main(study: Study) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Study))
+    try:
+        main(tyro.cli(Study, description=__doc__))
+    except (CommandError, ValueError) as error:
+        print(f"cifar10_study: {error}", file=sys.stderr)
+        sys.exit(2)
