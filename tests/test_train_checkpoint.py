@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from tests.training_runs import small_files
-from train.checkpoint import Checkpoints, named_leaves
+from train.checkpoint import Checkpoints, _reason, named_leaves
 from train.errors import CommandError
 from train.step import TrainState
 
@@ -228,3 +228,14 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CommandError, match=r"checkpoint directory .*file/c: Not a directory"):
         Checkpoints(tmp_path / "file" / "c")
+
+
+def test_a_failed_write_is_told_in_the_systems_own_words():
+    """The storage library wraps the system's error in a paragraph that may quote its whole specification."""
+    wrapped = (
+        "OUT_OF_RANGE: Failed writing: \"d/c1\": Failed to write 9 bytes: File too large [tensorstore_spec='"
+        '{"context":{"limit":128},"open":true}\'] [os_error_code=\'27\']'
+    )
+    assert _reason(ValueError(wrapped)) == "File too large"
+    assert _reason(OSError(28, "No space left on device")) == "No space left on device"
+    assert _reason(RuntimeError("no\n  code")) == "no code"

@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import json
 import logging
+import os
 import re
 import shutil
 import sys
@@ -290,6 +291,5 @@ def _reason(error: Exception) -> str:
     """The system's own words where the storage library has wrapped them in a paragraph."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    text = " ".join(str(error).split())
-    words = re.search(r"([^:]+) \[os_error_code", text)
-    return words[1].strip() if words else text
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return os.strerror(int(code[1])) if code else " ".join(str(error).split())
