@@ -2,25 +2,22 @@
 
 Zhang, *Making Convolutional Networks Shift-Invariant Again*, ICML 2019, section 3 (arXiv 1904.11486).
 
-The filter is separable, so the layer is one linear map ``y = A x`` per spatial axis. A is banded and known
-when the program is traced. Each row is kept as a short list of (input index, weight): applying A is then a
-weighted sum of a few gathers, which runs near the copy bandwidth of a GPU. Its transpose is the same thing with
-the lists of A's columns, which keeps the backward pass free of scatters. On TPU, where gathers are slow, A is
-applied as a matrix product.
+The filter is separable, so the layer is one linear map ``y = A x`` per spatial axis, and A is banded: see
+:mod:`aa_flax.axis_maps` for how it is applied.
 """
 
+import dataclasses
 import functools
-import itertools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import lax
 
-from aa_flax.platforms import platform_dependent
+from aa_flax import axis_maps
+from aa_flax.axis_maps import Band
 
 # The names numpy uses for the same index rules; the reference's short names are accepted as well.
 _NUMPY_PAD_MODES: dict[str, Literal["reflect", "edge", "constant", "wrap"]] = {
@@ -54,19 +51,6 @@ def binomial_filter(filter_size: int) -> np.ndarray:
         # Halving at each step instead of dividing at the end keeps large filters finite.
         row = np.convolve(row, [0.5, 0.5])
     return row
-
-
-class Band(NamedTuple):
-    """A banded matrix by rows: row i is the sum of ``weights[i, j]`` at column ``indices[i, j]``."""
-
-    indices: np.ndarray
-    weights: np.ndarray
-
-    def dense(self, columns: int) -> np.ndarray:
-        """The same matrix as a float64 array of shape (rows, columns)."""
-        matrix = np.zeros((len(self.indices), columns))
-        np.add.at(matrix, (np.arange(len(self.indices))[:, None], self.indices), self.weights)
-        return matrix
 
 
 def _padded_positions(size: int, filter_size: int, pad_type: str, pad_off: int) -> np.ndarray:
@@ -114,72 +98,12 @@ def blur_band(size: int, filter_size: int, stride: int, pad_type: str, pad_off: 
     # A zero that the padding put in is read from the nearest sample of the row with weight 0.
     nearest = np.clip(windows - ((filter_size - 1) // 2 + pad_off), 0, size - 1)
     indices = np.where(inside, sources, nearest)
-    return Band(indices, np.where(inside, taps, 0.0)), _rows_of(matrix.T)
+    return Band(indices, np.where(inside, taps, 0.0)), Band.of(matrix.T)
 
 
-def _rows_of(matrix: np.ndarray) -> Band:
-    """The non-zero entries of each row, short rows filled up with their own last index and weight 0."""
-    nonzero = [np.flatnonzero(row) for row in matrix]
-    width = max(1, *(len(columns) for columns in nonzero)) if nonzero else 1
-    indices = np.zeros((len(matrix), width), np.int64)
-    weights = np.zeros((len(matrix), width))
-    nearest = 0
-    for i, columns in enumerate(nonzero):
-        # Index 0 would let a NaN there leak everywhere, since 0 * NaN is NaN.
-        nearest = columns[-1] if len(columns) else nearest
-        indices[i] = nearest
-        indices[i, : len(columns)] = columns
-        weights[i, : len(columns)] = matrix[i, columns]
-    return Band(indices, weights)
-
-
-def _accumulation_dtype(x: jax.Array):
-    return jnp.promote_types(x.dtype, jnp.float32)
-
-
-def _terms(
-    bands: Sequence[Band], axes: Sequence[int], ndim: int
-) -> Iterator[tuple[tuple[Any, ...], np.ndarray | np.float64]]:
-    """What the maps of neighbouring axes are sums of: an index into an array, and its weights, which broadcast."""
-    for columns in itertools.product(*(range(band.indices.shape[1]) for band in bands)):
-        index: list[Any] = [slice(None)] * ndim
-        weight = np.ones((1,) * ndim)
-        for place, (band, axis, j) in enumerate(zip(bands, axes, columns, strict=True)):
-            rows = [1] * len(axes)
-            rows[place] = -1
-            index[axis] = band.indices[:, j].reshape(rows)
-            weight = weight * band.weights[:, j].reshape([-1 if i == axis else 1 for i in range(ndim)])
-        # A weight that is the same everywhere needs no table.
-        yield tuple(index), weight.flat[0] if (weight == weight.flat[0]).all() else weight
-
-
-def _gather(x: jax.Array, bands: Sequence[Band], axes: Sequence[int]) -> jax.Array:
-    """The maps of neighbouring axes as one sum of gathers, in float32 or wider."""
-    dtype = _accumulation_dtype(x)
-    total = None
-    for index, weight in _terms(bands, axes, x.ndim):
-        term = x.at[index].get(mode="promise_in_bounds").astype(dtype) * jnp.asarray(weight, dtype)
-        total = term if total is None else total + term
-    assert total is not None
-    return total
-
-
-def _scatter(x: jax.Array, bands: Sequence[Band], axes: Sequence[int], sizes: Sequence[int]) -> jax.Array:
-    """The transpose of :func:`_gather`, term by term, as a sum of scatter-adds into axes of the given sizes."""
-    x = x.astype(_accumulation_dtype(x))
-    # Zeros made from an empty slice of x are linear in it; constant ones would be kept as residuals.
-    total = lax.slice_in_dim(x, 0, 0, axis=axes[0])
-    for axis in axes[1:]:
-        total = lax.slice_in_dim(total, 0, 0, axis=axis)
-    grown = dict(zip(axes, sizes, strict=True))
-    total = lax.pad(total, np.zeros((), x.dtype), [(0, grown.get(i, 0), 0) for i in range(x.ndim)])
-    for index, weight in _terms(bands, axes, x.ndim):
-        total = total.at[index].add(x * jnp.asarray(weight, x.dtype), mode="promise_in_bounds")
-    return total
-
-
-class AxisMap(NamedTuple):
-    """What the linear map of one axis depends on, hashable for use as a static argument."""
+@dataclasses.dataclass(frozen=True)
+class BlurAxis:
+    """The BlurPool of one axis, as :mod:`aa_flax.axis_maps` takes it."""
 
     axis: int
     size: int
@@ -190,58 +114,7 @@ class AxisMap(NamedTuple):
 
     @property
     def bands(self) -> tuple[Band, Band]:
-        return blur_band(*self[1:])
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def gather_along(x: jax.Array, specs: tuple[AxisMap, ...]) -> jax.Array:
-    """The maps of neighbouring axes as one weighted sum of gathers, in float32 or wider."""
-    return _gather(x, [spec.bands[0] for spec in specs], [spec.axis for spec in specs])
-
-
-@gather_along.defjvp
-def _gather_along_jvp(specs: tuple[AxisMap, ...], primals, tangents):
-    # The tangent map is the same matrix, written by columns. JAX transposes each scatter-add into a
-    # gather, so reverse mode runs gathers only; forward mode pays for one scatter.
-    axes = [spec.axis for spec in specs]
-    forward, backward = zip(*(spec.bands for spec in specs), strict=True)
-    rows = [len(band.indices) for band in forward]
-    return _gather(primals[0], forward, axes), _scatter(tangents[0], [*backward], axes, rows)
-
-
-def gather_each(x: jax.Array, specs: tuple[AxisMap, ...]) -> jax.Array:
-    """One axis after the other: the fewest operations, for CPUs."""
-    return functools.reduce(lambda y, spec: gather_along(y, (spec,)), specs, x)
-
-
-def gather_pairs(x: jax.Array, specs: tuple[AxisMap, ...]) -> jax.Array:
-    """Two neighbouring axes at a time: more operations, but nothing in between is stored, for GPUs."""
-    while specs:
-        pair = len(specs) > 1 and specs[1].axis == specs[0].axis + 1
-        x, specs = gather_along(x, specs[: 1 + pair]), specs[1 + pair :]
-    return x
-
-
-def matmul_each(x: jax.Array, specs: tuple[AxisMap, ...]) -> jax.Array:
-    """One axis after the other as a product with the dense banded matrix, for TPU's matrix unit."""
-    return functools.reduce(matmul_along, specs, x)
-
-
-def matmul_along(x: jax.Array, spec: AxisMap) -> jax.Array:
-    """The same map as a product with the dense banded matrix, for TPU's matrix unit."""
-    dtype = _accumulation_dtype(x)
-    # The taps of filters up to 9 are exact in bfloat16, so that its products need no extra precision.
-    exact = x.dtype in (jnp.bfloat16, jnp.float16) and spec.filter_size <= 9
-    matrix = jnp.asarray(spec.bands[0].dense(spec.size), x.dtype if exact else dtype)
-    precision = None if exact else lax.Precision.HIGHEST
-    operand = x if exact else x.astype(dtype)
-    y = jnp.tensordot(operand, matrix, (spec.axis, 1), precision=precision, preferred_element_type=dtype)
-    return jnp.moveaxis(y, -1, spec.axis)
-
-
-def apply_along(x: jax.Array, specs: tuple[Any, ...], form: Callable[..., jax.Array]) -> jax.Array:
-    """The maps of several axes in one of the forms above, rounded to the input's dtype once."""
-    return form(x, specs).astype(x.dtype)
+        return blur_band(self.size, self.filter_size, self.stride, self.pad_type, self.pad_off)
 
 
 def blur_axes(
@@ -264,22 +137,15 @@ def blur_axes(
         _per_axis("pad_off", pad_off, len(axes), None),
         strict=True,
     )
-    specs = []
+    maps = []
     for axis, taps, step, off in per_axis:
         if x.shape[axis] < 1:
             raise ValueError(f"blur_pool needs at least one sample on axis {axis}, got shape {x.shape}")
-        spec = AxisMap(axis, x.shape[axis], taps, step, pad_type, off)
-        spec.bands  # noqa: B018  an impossible geometry raises here, before anything is traced
+        one = BlurAxis(axis, x.shape[axis], taps, step, pad_type, off)
+        one.bands  # noqa: B018  an impossible geometry raises here, before anything is traced
         if (taps, step, off) != (1, 1, 0):
-            specs.append(spec)
-    if not specs:
-        return x
-    return platform_dependent(
-        x,
-        cpu=functools.partial(apply_along, specs=tuple(specs), form=gather_each),
-        tpu=functools.partial(apply_along, specs=tuple(specs), form=matmul_each),
-        default=functools.partial(apply_along, specs=tuple(specs), form=gather_pairs),
-    )
+            maps.append(one)
+    return axis_maps.apply(x, tuple(maps))
 
 
 def canonical_pad_type(pad_type: str) -> str:

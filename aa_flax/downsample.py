@@ -16,6 +16,7 @@ from flax import nnx
 from jax import lax
 
 from aa_flax import blurpool
+from aa_flax.axis_maps import matmul_along
 from aa_flax.blurpool import blur_axes
 
 
@@ -237,7 +238,7 @@ class IdealLowPass(nnx.Module):
         y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         for axis, stride in zip(_spatial_axes(self, x, len(self.stride)), self.stride, strict=True):
             if stride > 1:
-                y = matrix_along(y, ideal_matrix(x.shape[axis], stride), axis)
+                y = matmul_along(y, ideal_matrix(x.shape[axis], stride), axis)
         return y.astype(x.dtype)
 
 
@@ -252,9 +253,3 @@ def ideal_matrix(size: int, stride: int) -> np.ndarray:
     frequencies = np.arange(1, (out + 1) // 2)
     waves = np.cos(2 * np.pi * frequencies * distance[..., None] / size)
     return (1 + 2 * waves.sum(-1)) / size
-
-
-def matrix_along(x: jax.Array, matrix: np.ndarray, axis: int) -> jax.Array:
-    """``matrix @ x`` along one axis, at full precision."""
-    y = jnp.tensordot(x, jnp.asarray(matrix, x.dtype), (axis, 1), precision=lax.Precision.HIGHEST)
-    return jnp.moveaxis(y, -1, axis)

@@ -1,21 +1,22 @@
 """Blur upsampling: the way back up from an anti-aliased subsampling, for decoders and generators."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from aa_flax import blurpool
-from aa_flax.blurpool import Band, blur_band
-from aa_flax.downsample import matrix_along, strides_per_axis
-from aa_flax.platforms import platform_dependent
+from aa_flax import axis_maps, blurpool
+from aa_flax.axis_maps import Band
+from aa_flax.blurpool import blur_band
+from aa_flax.downsample import strides_per_axis
 
 
-class _UpAxis(NamedTuple):
-    """What upsampling one axis depends on, hashable; read by the operator of :mod:`aa_flax.blurpool`."""
+@dataclasses.dataclass(frozen=True)
+class _UpAxis:
+    """The upsampling of one axis, as :mod:`aa_flax.axis_maps` takes it."""
 
     axis: int
     size: int
@@ -26,7 +27,7 @@ class _UpAxis(NamedTuple):
 
     @property
     def bands(self) -> tuple[Band, Band]:
-        return _upsampling_bands(*self[1:])
+        return _upsampling_bands(self.size, self.out, self.filter_size, self.stride, self.pad_type)
 
 
 @functools.lru_cache(maxsize=256)
@@ -83,28 +84,13 @@ def blur_upsample(
     large = tuple(n * s for n, s in zip(small, strides, strict=True)) if size is None else tuple(size)
     if len(large) != len(small) or any(-(-m // s) != n for m, n, s in zip(large, small, strides, strict=True)):
         raise ValueError(f"size={large} is no size that stride {strides} brings to {small}")
-    specs = []
+    maps = []
     for axis, (n, m, s) in enumerate(zip(small, large, strides, strict=True), 1):
         if s > 1:
-            spec = _UpAxis(axis, n, m, filter_size, s, pad_type)
-            spec.bands  # noqa: B018  a filter with gaps raises here, before anything is traced
-            specs.append(spec)
-    # The operator of blur_pool: gathers both ways, by its own differentiation rule.
-    return platform_dependent(
-        x,
-        cpu=functools.partial(blurpool.apply_along, specs=tuple(specs), form=blurpool.gather_each),
-        tpu=functools.partial(blurpool.apply_along, specs=tuple(specs), form=_dense_each),
-        default=functools.partial(blurpool.apply_along, specs=tuple(specs), form=blurpool.gather_pairs),
-    )
-
-
-def _dense_each(x: jax.Array, specs: tuple[_UpAxis, ...]) -> jax.Array:
-    return functools.reduce(_dense_axis, specs, x)
-
-
-def _dense_axis(x: jax.Array, spec: _UpAxis) -> jax.Array:
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return matrix_along(wide, spec.bands[0].dense(spec.size), spec.axis)
+            one = _UpAxis(axis, n, m, filter_size, s, pad_type)
+            one.bands  # noqa: B018  a filter with gaps raises here, before anything is traced
+            maps.append(one)
+    return axis_maps.apply(x, tuple(maps))
 
 
 class BlurUpsample(nnx.Module):

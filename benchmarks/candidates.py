@@ -15,7 +15,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from aa_flax.blurpool import AxisMap, Band, apply_along, binomial_filter, blur_band, gather_each
+from aa_flax.axis_maps import Band, gather_each
+from aa_flax.blurpool import BlurAxis, binomial_filter, blur_band
 
 
 def depthwise(x: jax.Array, filter_size: int, stride: int = 2) -> jax.Array:
@@ -75,8 +76,8 @@ def kron_matmul(x: jax.Array, filter_size: int, stride: int = 2) -> jax.Array:
 
 def separate_gathers(x: jax.Array, filter_size: int, stride: int = 2) -> jax.Array:
     """One axis after the other, the library's form on CPUs; GPUs gather over both at once."""
-    specs = tuple(AxisMap(axis, x.shape[axis], filter_size, stride, "reflect", 0) for axis in (1, 2))
-    return apply_along(x, specs, gather_each)
+    maps = tuple(BlurAxis(axis, x.shape[axis], filter_size, stride, "reflect", 0) for axis in (1, 2))
+    return gather_each(x, maps).astype(x.dtype)
 
 
 def computed_gathers(x: jax.Array, filter_size: int, stride: int = 2) -> jax.Array:

@@ -192,11 +192,9 @@ def test_upsampling_is_the_scaled_transpose_of_the_blur_and_differentiable_both_
 
 
 def test_the_tpu_form_of_upsampling_computes_the_same():
-    from aa_flax import blurpool, upsample
-
     x = values(2, 5, 6, 3)
-    specs = tuple(upsample._UpAxis(a, x.shape[a], 2 * x.shape[a], 4, 2, "reflect") for a in (1, 2))
-    close(blurpool.apply_along(x, specs, upsample._dense_each), aa_flax.blur_upsample(x))
+    with aa_flax.traced_for("tpu"):
+        close(jax.jit(aa_flax.blur_upsample)(x), aa_flax.blur_upsample(x))
 
 
 def test_misuse_of_upsampling():

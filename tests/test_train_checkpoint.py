@@ -233,7 +233,7 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path):
 def test_a_failed_write_is_told_in_the_systems_own_words():
     """The storage library wraps the system's error in a paragraph that may quote its whole specification."""
     wrapped = (
-        "OUT_OF_RANGE: Failed writing: \"d/c1\": Failed to write 9 bytes: File too large [tensorstore_spec='"
+        'OUT_OF_RANGE: Failed writing: "d/c1": Failed to write 9 bytes: File too large [tensorstore_spec=\''
         '{"context":{"limit":128},"open":true}\'] [os_error_code=\'27\']'
     )
     assert _reason(ValueError(wrapped)) == "File too large"
