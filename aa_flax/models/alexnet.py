@@ -11,7 +11,8 @@ from flax import nnx
 
 from aa_flax.downsample import Downsample
 from aa_flax.models.base import Network
-from aa_flax.models.layers import Builder, torch_default, torch_default_bias
+from aa_flax.models.initialisers import torch_default, torch_default_bias
+from aa_flax.models.layers import Builder
 from aa_flax.pooling import adaptive_avg_pool, global_avg_pool, max_pool
 
 

@@ -9,10 +9,11 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.nn import initializers
+from jax.nn.initializers import zeros
 
 from aa_flax.models.base import Network
-from aa_flax.models.layers import Builder, dense_max, kaiming_fan_in
+from aa_flax.models.initialisers import he_fan_in
+from aa_flax.models.layers import Builder, dense_max
 from aa_flax.pooling import avg_pool, global_avg_pool, max_pool
 
 
@@ -109,7 +110,7 @@ class DenseNet(Network):
             raise ValueError("pool_only=False belongs to anti-aliased networks: the plain one has no blur")
         if not 0 <= config.drop_rate < 1:
             raise ValueError(f"drop_rate is a probability below 1, got {config.drop_rate}")
-        build = dataclasses.replace(build, conv_init=kaiming_fan_in)
+        build = dataclasses.replace(build, conv_init=he_fan_in)
         self.config, self.circular = config, build.circular
         channels = config.num_init_features
         self.conv0 = build.conv(in_channels, channels, 7, 2 if config.pool_only else 1)
@@ -123,7 +124,7 @@ class DenseNet(Network):
                 setattr(self, f"transition{i}", Transition(channels, build=build))
                 channels //= 2
         self.norm5 = build.bn(channels)
-        self.classifier = build.linear(channels, num_classes, bias_init=initializers.zeros) if num_classes else None
+        self.classifier = build.linear(channels, num_classes, bias_init=zeros) if num_classes else None
 
     def feature_pyramid(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> tuple[jax.Array, ...]:
         """The output of each dense block, the last after its ReLU; ``rngs`` feeds dropout in training."""

@@ -2,26 +2,19 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.nn import initializers
+from jax.nn.initializers import zeros
 
 from aa_flax.blurpool import BlurPool2D
 from aa_flax.downsample import AdaptivePolyphase, ContentAdaptiveBlur, Downsample, IdealLowPass
 from aa_flax.models.convolutions import depthwise_conv, image_conv
+from aa_flax.models.initialisers import Initialiser, he_fan_out, torch_default, torch_default_bias
 from aa_flax.pooling import max_pool
-
-Initializer = Callable[..., jax.Array]
-
-# Zhang 2019 trains from torchvision's initial values: He et al. 2015, untruncated, over the outputs.
-kaiming_fan_out = initializers.variance_scaling(2.0, "fan_out", "normal")
-kaiming_fan_in = initializers.variance_scaling(2.0, "fan_in", "normal")
-# PyTorch's default for convolutions and linear layers: U(+-1/sqrt(fan_in)) has variance 1/(3 fan_in).
-torch_default = initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class Stack(nnx.Module):
@@ -218,7 +211,7 @@ class Builder:
     frozen_bn: bool = False
     dtype: jax.typing.DTypeLike
     param_dtype: jax.typing.DTypeLike
-    conv_init: Initializer = kaiming_fan_out
+    conv_init: Initialiser = he_fan_out
     rngs: nnx.Rngs
 
     @property
@@ -257,7 +250,7 @@ class Builder:
         groups: int = 1,
         dilation: int = 1,
         use_bias: bool = False,
-        bias_init: Initializer = initializers.zeros,
+        bias_init: Initialiser = zeros,
     ) -> nnx.Conv:
         """A square convolution. Padding is torch's: a number of pixels, by default what keeps the size."""
         if self.circular and padding is not None:
@@ -288,8 +281,8 @@ class Builder:
         self,
         cin: int,
         cout: int,
-        kernel_init: Initializer = torch_default,
-        bias_init: Initializer | None = None,
+        kernel_init: Initialiser = torch_default,
+        bias_init: Initialiser | None = None,
     ) -> nnx.Linear:
         """A linear layer; without ``bias_init`` the bias is PyTorch's default."""
         return nnx.Linear(
@@ -301,13 +294,3 @@ class Builder:
             param_dtype=self.param_dtype,
             rngs=self.rngs,
         )
-
-
-def torch_default_bias(fan_in: int) -> Initializer:
-    """PyTorch's default bias, U(+-1/sqrt(fan_in)); ``fan_in`` counts the inputs of one output."""
-
-    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32, **kwargs: Any) -> jax.Array:
-        bound = fan_in**-0.5
-        return jax.random.uniform(key, shape, dtype, -bound, bound, **kwargs)
-
-    return init

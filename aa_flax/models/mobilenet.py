@@ -8,9 +8,10 @@ from typing import ClassVar
 
 import jax
 from flax import nnx
-from jax.nn import initializers
+from jax.nn.initializers import zeros
 
 from aa_flax.models.base import Network
+from aa_flax.models.initialisers import normal
 from aa_flax.models.layers import Builder, Stack
 from aa_flax.pooling import global_avg_pool
 
@@ -116,8 +117,7 @@ class MobileNetV2(Network):
         last = width(1280 * max(1.0, config.width_mult))
         self.head = ConvBN(channels, last, 1, build=build)
         self.dropout = nnx.Dropout(0.0 if build.antialiased else 0.2)
-        normal, zeros = initializers.normal(0.01), initializers.zeros
-        self.classifier = build.linear(last, num_classes, normal, zeros) if num_classes else None
+        self.classifier = build.linear(last, num_classes, normal(0.01), zeros) if num_classes else None
 
     def feature_pyramid(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> tuple[jax.Array, ...]:
         """The output of the last block at each stride; ``rngs`` is not used here."""

@@ -8,9 +8,10 @@ from typing import ClassVar
 
 import jax
 from flax import nnx
-from jax.nn import initializers
+from jax.nn.initializers import zeros
 
 from aa_flax.models.base import Network
+from aa_flax.models.initialisers import normal
 from aa_flax.models.layers import Builder, dense_max
 from aa_flax.pooling import adaptive_avg_pool, global_avg_pool, max_pool
 
@@ -67,10 +68,9 @@ class VGG(Network):
         self.headless = num_classes == 0
         if self.headless:
             return
-        normal = initializers.normal(0.01)
-        self.fc6 = build.linear(channels * 7 * 7, 4096, normal, initializers.zeros)
-        self.fc7 = build.linear(4096, 4096, normal, initializers.zeros)
-        self.fc8 = build.linear(4096, num_classes, normal, initializers.zeros)
+        self.fc6 = build.linear(channels * 7 * 7, 4096, normal(0.01), zeros)
+        self.fc7 = build.linear(4096, 4096, normal(0.01), zeros)
+        self.fc8 = build.linear(4096, num_classes, normal(0.01), zeros)
         self.dropout = nnx.Dropout(0.5)
 
     def feature_pyramid(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> tuple[jax.Array, ...]:
