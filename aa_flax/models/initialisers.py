@@ -1,4 +1,4 @@
-"""Initial values, equal to those of `jax.nn.initializers` and drawn by few compiled programs."""
+"""Initial values: those of `jax.nn.initializers` but for rounding, drawn by few compiled programs."""
 
 import functools
 import math
