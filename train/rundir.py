@@ -86,6 +86,11 @@ def may_continue(run_dir: Path, config: TrainConfig, dataset: dict[str, Any]) ->
         return []
     if config.resume == "never":
         raise CommandError(f"--run-dir {run_dir} holds a run already: choose another or leave out --resume never")
+    if not (run_dir / FILE_NAME).exists():
+        raise CommandError(
+            f"--run-dir {run_dir} holds checkpoints without the {FILE_NAME} of the run they belong to: "
+            "choose another, or remove it"
+        )
     old = read_record(run_dir / FILE_NAME)
     changes = differences(old.config, config) + [
         f"data: {name} {old.dataset.get(name)} -> {dataset[name]}"
