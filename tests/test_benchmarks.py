@@ -90,8 +90,8 @@ def test_consistency(tmp_path):
     report = _run(tmp_path, "consistency", "--no-torch", "--model", "resnet18", "--data", str(tmp_path / "photos"))
     memory, files, decoding = report["tables"].values()
     assert [row["way"] for row in memory] == ["aa_flax", "cut on the host, jitted network"]
-    for table in (files, decoding):
-        assert [row["way"] for row in table] == ["decoded once", "decoded for every pass"]
+    for rows in (files, decoding):
+        assert [row["way"] for row in rows] == ["decoded once", "decoded for every pass"]
 
 
 @pytest.mark.parametrize(

@@ -273,7 +273,7 @@ def test_another_configuration_may_not_continue_a_run(tmp_path):
         may_continue(tmp_path, dataclasses.replace(changed, resume="never"), facts)
     assert may_continue(tmp_path, dataclasses.replace(config, accept_changes=True), facts) == ["--seed: 1 -> 0"]
     (tmp_path / FILE_NAME).unlink()
-    with pytest.raises(CommandError, match="holds checkpoints without the config.json of the run they belong to"):
+    with pytest.raises(CommandError, match=r"holds checkpoints without the config\.json of the run they belong to"):
         may_continue(tmp_path, config, facts)
 
 
