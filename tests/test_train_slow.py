@@ -3,11 +3,21 @@
 import random
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from scripts.kill_test import compare, disturbed
-from tests.training_runs import SMALL, STEPS, finish, kill, lines, losses, start, start_pair, wait_for_step
+from tests.training_runs import (
+    SMALL,
+    STEPS,
+    assert_losses_agree,
+    finish,
+    kill,
+    lines,
+    losses,
+    start,
+    start_pair,
+    wait_for_step,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -38,9 +48,8 @@ def test_eight_devices_and_two_processes_have_the_losses_of_one_device(tmp_path,
     finish(start(*SMALL, "--run-dir", str(tmp_path / "eight"), cache=cache, devices=8))
     for process in start_pair(tmp_path / "pair", cache=cache):
         finish(process)
-    expected = losses(undisturbed)
     for name in ("eight", "pair"):
-        np.testing.assert_allclose(losses(tmp_path / name), expected, rtol=0, atol=1e-5, err_msg=name)
+        assert_losses_agree(tmp_path / name, undisturbed)
         scores = [line["accuracy"] for line in lines(tmp_path / name, "validation")]
         assert len(scores) == 3
 
@@ -53,7 +62,7 @@ def test_a_run_moves_from_one_device_to_eight_and_back(tmp_path, cache, undistur
         wait_for_step(process, run_dir, until)
         kill(process)
     assert "continuing from step" in finish(start(*words, cache=cache))
-    np.testing.assert_allclose(losses(run_dir), losses(undisturbed), rtol=0, atol=1e-5)
+    assert_losses_agree(run_dir, undisturbed)
 
 
 def test_two_processes_go_on_exactly_after_one_was_killed(tmp_path, cache):
