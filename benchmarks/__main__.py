@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 import tyro
 
+from train.errors import CommandError
+
 BENCHMARKS = {
     "blurpool": "the operator, forward and backward, against convolutions and the PyTorch reference",
     "inference": "whole networks, forward",
@@ -67,7 +69,7 @@ def _run(name: str, options: Sequence[str]) -> int:
     config = tyro.cli(module.Config, prog=f"python -m benchmarks {name}", args=options)
     try:
         return module.run(config)
-    except (ValueError, OSError) as error:
+    except (CommandError, ValueError, OSError) as error:
         print(f"benchmark {name}: {error}", file=sys.stderr)
         return USAGE_ERROR
 

@@ -22,7 +22,6 @@ from benchmarks.options import Common
 from benchmarks.report import Report
 from train.data import ImageFolder
 from train.data.transforms import evaluation_crop
-from train.errors import CommandError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,10 +89,7 @@ def _compare(config: Config, report: Report, title: str, ways: dict[str, Callabl
 
 
 def _photos(root: Path, least: int) -> ImageFolder:
-    try:
-        folder = ImageFolder(root)
-    except CommandError as error:
-        raise ValueError(f"--data: {error}") from error
+    folder = ImageFolder(root)
     if len(folder) < least:
         raise ValueError(f"--data {root} has {len(folder)} photos; --images asks for {least}")
     return folder

@@ -100,7 +100,8 @@ def test_consistency(tmp_path):
         (["blur"], "unknown benchmark 'blur'"),
         (["inference", "--models", "resnet5", "--no-torch"], "--models resnet5: no such network"),
         (["blurpool", "--maps", "7", "--no-torch"], "--maps 7 is none of"),
-        (["consistency", "--data", "/nowhere", "--no-torch"], "--data: data directory /nowhere does not exist"),
+        (["consistency", "--data", "/nowhere", "--no-torch"], "data directory /nowhere does not exist"),
+        (["input_pipeline", "--data", "/nowhere", "--no-torch"], "data directory /nowhere does not exist"),
     ],
 )
 def test_bad_input_is_one_line(words, message, capsys, tmp_path):
