@@ -235,7 +235,7 @@ class IdealLowPass(nnx.Module):
 
     def __call__(self, x: jax.Array, like: jax.Array | None = None) -> jax.Array:
         """Filters and subsamples. ``like`` is ignored."""
-        y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        y = x
         for axis, stride in zip(_spatial_axes(self, x, len(self.stride)), self.stride, strict=True):
             if stride > 1:
                 y = matmul_along(y, ideal_matrix(x.shape[axis], stride), axis)

@@ -55,13 +55,13 @@ def run(config: Config) -> int:
     photos = rng.integers(0, 256, (config.images, crop + 32, crop + 32, 3), np.uint8)
     offsets = rng.integers(0, 32, (config.pairs, 2, 2))
     net = peers.randomize(peers.network(config.model, 4)) if reason is None else None
-    ways = _ours(config, photos, offsets, crop, None if net is None else peers.arrays(net))
+    model: Any = Variant(config.model, 4).create(jnp.float32, state=None if net is None else peers.arrays(net))
+    model.eval()
+    ways = _ours(model, photos, offsets, crop)
     if net is not None:
         ways["torch reference"] = _reference(net.eval(), photos, offsets, crop)
     _compare(config, report, f"Crop consistency of {config.model}_lpf4, {{}} photos, {config.pairs} pairs", ways)
     if folder is not None:
-        model: Any = Variant(config.model, 4).create(jnp.float32, state=None if net is None else peers.arrays(net))
-        model.eval()
         # What a network costs hides what decoding costs; one that costs nothing shows the most that can be gained.
         for name, fn in ((f"{config.model}_lpf4", model), ("mean colour, no network", _mean_colour)):
             from_files = _decoding(config, folder, offsets, crop, fn)
@@ -120,11 +120,7 @@ def _mean_colour(images: jax.Array) -> jax.Array:
     return images.mean((1, 2))
 
 
-def _ours(
-    config: Config, photos: np.ndarray, offsets: np.ndarray, crop: int, state: dict[str, np.ndarray] | None
-) -> dict[str, Callable[[], float]]:
-    model: Any = Variant(config.model, 4).create(jnp.float32, state=state)
-    model.eval()
+def _ours(model: nnx.Module, photos: np.ndarray, offsets: np.ndarray, crop: int) -> dict[str, Callable[[], float]]:
     protocol = create_protocol("crop", crop=crop, given=offsets)
 
     def swept() -> float:

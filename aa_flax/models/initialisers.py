@@ -24,6 +24,7 @@ def normal(stddev: float) -> Initialiser:
 
 
 def _he_normal(mode: Literal["fan_in", "fan_out"]) -> Initialiser:
+    """Untruncated normal values of variance 2 / fan (He et al. 2015), for kernels (spatial..., in, out)."""
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32, **kwargs: Any) -> jax.Array:
         variance = jnp.array(2 / _fan(shape, mode), dtype)
@@ -32,7 +33,7 @@ def _he_normal(mode: Literal["fan_in", "fan_out"]) -> Initialiser:
     return init
 
 
-# Untruncated normal values of variance 2 / fan (He et al. 2015), for kernels (spatial..., in, out).
+# Zhang 2019 trains from torchvision's initial values: over the outputs, but for DenseNet.
 he_fan_in, he_fan_out = _he_normal("fan_in"), _he_normal("fan_out")
 
 
