@@ -44,7 +44,7 @@ demo: $(VENV)/.test ## train a plain and an anti-aliased network on digits and d
 test: $(VENV)/.test ## the tests, without PyTorch
 	$(PYTEST)
 
-test-slow: $(VENV)/.test ## the long tests: twenty kills, several processes
+test-slow: $(VENV)/.test ## the long tests: twenty kills, several processes, a small study twice
 	$(PY) -m pytest -m slow
 
 test-claims: $(VENV)/.test ## the committed weights, measured again on CIFAR-10

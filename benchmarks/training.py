@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import math
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ RATE, MOMENTUM, DECAY = 0.01, 0.9, 1e-4
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(Common):
-    """Times an update (uint8 images in, SGD with momentum and decay) in bfloat16 with float32 weights."""
+    """Times an update (uint8 images in, SGD with momentum and decay) with float32 weights."""
 
     models: tuple[str, ...] = ("resnet50", "alexnet", "vgg16_bn", "densenet121", "mobilenet_v2")
     """Networks; one of each family by default."""
@@ -41,6 +42,10 @@ class Config(Common):
     image_size: int = 224
     """Height and width of the images."""
 
+    dtype: Literal["bfloat16", "float32"] | None = None
+    """Type of the computation; bfloat16 (PyTorch: automatic mixed precision) on an accelerator, float32 on a CPU by
+    default."""
+
     remat: tuple[Literal["none", "keep_convs"], ...] = ("none",)
     """What to recompute in the backward pass, see `python -m train fit --help`; the first is the one compared."""
 
@@ -50,8 +55,10 @@ class Config(Common):
 
 def run(config: Config) -> int:
     """Measures every network; see `Config`."""
-    batch = config.batch or (8 if jax.default_backend() == "cpu" else 256)
-    config = dataclasses.replace(config, batch=4 if config.smoke else batch)
+    on_cpu = jax.default_backend() == "cpu"
+    batch = config.batch or (8 if on_cpu else 256)
+    dtype = config.dtype or ("float32" if on_cpu else "bfloat16")
+    config = dataclasses.replace(config, batch=4 if config.smoke else batch, dtype=dtype)
     if config.smoke:
         config = dataclasses.replace(config, image_size=96)
     report = Report("training", config.output)
@@ -70,11 +77,12 @@ class _Ours:
     """The update of `python -m train fit` on a batch that stays on the device."""
 
     def __init__(self, variant: Variant, remat: Any, config: Config, state: dict[str, np.ndarray] | None):
-        model = variant.create(jnp.bfloat16, state=state)
+        model = variant.create(config.dtype, state=state)
         graphdef, params, stats = split_model(model)
         optimizer = optax.chain(optax.add_decayed_weights(DECAY), optax.sgd(RATE, momentum=MOMENTUM))
         options = StepOptions(remat=remat)
-        step = make_train_step(graphdef, optimizer, lambda _: jnp.float32(RATE), _prepare, options)
+        prepare = functools.partial(_prepare, dtype=config.dtype)
+        step = make_train_step(graphdef, optimizer, lambda _: jnp.float32(RATE), prepare, options)
         params, stats = jax.tree.map(jnp.copy, (params, stats))
         self.state = initial_state(params, stats, optimizer)
         self.batch = jax.tree.map(jnp.asarray, _batch(config))
@@ -85,8 +93,8 @@ class _Ours:
         return metrics["loss"]
 
 
-def _prepare(images: jax.Array, step: jax.Array) -> jax.Array:
-    return ((images.astype(jnp.float32) - MEAN) / DEVIATION).astype(jnp.bfloat16)
+def _prepare(images: jax.Array, step: jax.Array, *, dtype: Any) -> jax.Array:
+    return ((images.astype(jnp.float32) - MEAN) / DEVIATION).astype(dtype)
 
 
 def _batch(config: Config) -> dict[str, np.ndarray]:
@@ -100,7 +108,7 @@ def _batch(config: Config) -> dict[str, np.ndarray]:
 
 
 def _torch_step(net: Any, layout: str, config: Config) -> Any:
-    """The same update in PyTorch, with its fused optimiser and automatic mixed precision."""
+    """The same update in PyTorch, with its fused optimiser and, in bfloat16, automatic mixed precision."""
     torch = peers.torch()
     device = peers.device()
     net = peers.placed(net.train(), layout, torch.float32)
@@ -112,7 +120,7 @@ def _torch_step(net: Any, layout: str, config: Config) -> Any:
     labels = torch.from_numpy(batch["label"]).long().to(device)
 
     def step() -> Any:
-        with torch.autocast(device, torch.bfloat16):
+        with torch.autocast(device, torch.bfloat16, enabled=config.dtype == "bfloat16"):
             images = ((pixels.float() - MEAN) / DEVIATION).contiguous(memory_format=peers.memory_format(layout))
             loss = torch.nn.functional.cross_entropy(net(images), labels)
         loss.backward()
@@ -166,6 +174,7 @@ def _row(variant: Variant, config: Config, times: dict, memory: dict[str, int | 
     assert config.batch is not None
     row: dict[str, Any] = {
         "network": str(variant),
+        "type": config.dtype,
         "batch": config.batch,
         "ms": ours * 1e3,
         "images/s": config.batch / ours,

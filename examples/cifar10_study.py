@@ -96,6 +96,7 @@ class Run:
     recipe: str
     seed: int
     epochs: int
+    batch: int
 
     @property
     def spec(self) -> str:
@@ -301,7 +302,15 @@ def runs_of(study: Study, model: str, taps: int) -> Iterator[Run]:
         epochs = {"scratch": study.epochs, "finetune": extra, "longer": study.epochs + extra}[recipe]
         for augment in study.augment:
             for seed in study.seeds:
-                yield Run(model=model, filter_size=taps, augment=augment, recipe=recipe, seed=seed, epochs=epochs)
+                yield Run(
+                    model=model,
+                    filter_size=taps,
+                    augment=augment,
+                    recipe=recipe,
+                    seed=seed,
+                    epochs=epochs,
+                    batch=study.batch,
+                )
 
 
 def finished(output: Path) -> set[Run]:

@@ -1,6 +1,9 @@
 """Tables and the picture of `examples.cifar10_study`, from its lines of JSON.
 
-python -m examples.cifar10_tables docs/results/cifar10.jsonl --picture docs/results/cifar10.png
+python -m examples.cifar10_tables docs/results/cifar10.jsonl docs/results/cifar10-networks.jsonl \
+    --picture docs/results/cifar10.png
+
+Runs are compared within a file: each holds what was trained for as many epochs with as large a batch.
 """
 
 import dataclasses
@@ -11,6 +14,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import tyro
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -20,14 +24,15 @@ FIGURES = ("accuracy", "consistency")
 AUGMENT = {"shift": "shifted images", "none": "no shifts"}
 # Okabe and Ito's colours, told apart by people with any colour vision.
 COLOURS = {0: "#000000", 2: "#56b4e9", 3: "#009e73", 4: "#d55e00", 5: "#cc79a7"}
+NETWORK_COLOURS = ("#999999", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c564b")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tables:
     """Turn the study's results into Markdown on standard output."""
 
-    results: tyro.conf.Positional[Path]
-    """The study's output."""
+    results: tyro.conf.Positional[tuple[Path, ...]]
+    """Outputs of the study; tables and a panel or two of the picture for each."""
 
     picture: Path | None = None
     """Also draw accuracy against consistency to this PNG file."""
@@ -105,38 +110,53 @@ def recipe_table(cells: dict[Key, list[Line]]) -> str:
     return "\n".join(rows) if len(rows) > 2 else ""
 
 
-def draw(cells: dict[Key, list[Line]], path: Path) -> None:
-    """Accuracy against consistency, a panel for each augmentation; bars are the standard deviation over seeds."""
-    figure = Figure(figsize=(10, 4.4), layout="constrained")
+def draw(files: list[dict[Key, list[Line]]], path: Path) -> None:
+    """Accuracy against consistency, a panel for each file and augmentation; bars are the standard deviation."""
+    panels = [(cells, a) for cells in files for a in AUGMENT if any(key[1] == a for key in cells)]
+    figure = Figure(figsize=(5.6 * len(panels), 4.8), layout="constrained")
     FigureCanvasAgg(figure)
-    models = sorted({key[0] for key in cells})
-    markers = dict(zip(models, "osD^vP*Xh", strict=False))
-    augments = [augment for augment in AUGMENT if any(key[1] == augment for key in cells)]
-    for axes, augment in zip(figure.subplots(1, len(augments), squeeze=False)[0], augments, strict=True):
-        for (model, which, recipe, taps), lines in cells.items():
-            if which == augment and recipe == "scratch":
-                x, y = ([float(line[f]) for line in lines] for f in ("consistency", "accuracy"))
-                bars = {"xerr": stdev(x), "yerr": stdev(y)} if len(x) > 1 else {}
-                label = f"{model}, {name(taps)}"
-                axes.errorbar(mean(x), mean(y), fmt=markers[model], color=COLOURS[taps], label=label, **bars)
-        axes.set(title=f"CIFAR-10, {AUGMENT[augment]}", xlabel="crop consistency (%)", ylabel="test accuracy (%)")
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
+    for axes, (cells, augment) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        draw_panel(axes, {key[0::3]: lines for key, lines in cells.items() if key[1:3] == (augment, "scratch")})
+        epochs = next(lines[0]["epochs"] for key, lines in cells.items() if key[1:3] == (augment, "scratch"))
+        title = f"CIFAR-10, {epochs} epochs, {AUGMENT[augment]}"
+        axes.set(title=title, xlabel="crop consistency (%)", ylabel="test accuracy (%)")
     figure.savefig(path, dpi=110)
+
+
+def draw_panel(axes: Axes, cells: dict[tuple[str, int], list[Line]]) -> None:
+    """The runs of each (network, filter size); a line joins those of a network, and plain is hollow.
+
+    Colours tell filter sizes apart where there is one network, else networks.
+    """
+    models = list(dict.fromkeys(model for model, _ in cells))
+    alone = len(models) == 1
+    for model, colour in zip(models, NETWORK_COLOURS, strict=False):
+        sizes = sorted(taps for name, taps in cells if name == model)
+        means = [[mean(line[f] for line in cells[model, taps]) for f in FIGURES[::-1]] for taps in sizes]
+        axes.plot(*zip(*means, strict=True), color=colour, linewidth=1.5, label=None if alone else model)
+        for taps, point in zip(sizes, means, strict=True):
+            accuracy, consistency = ([float(line[f]) for line in cells[model, taps]] for f in FIGURES)
+            bars = {"xerr": stdev(consistency), "yerr": stdev(accuracy)} if len(accuracy) > 1 else {}
+            fill = {} if taps else {"markerfacecolor": "white"}
+            look = {"color": COLOURS[taps], "label": name(taps)} if alone else {"color": colour}
+            axes.errorbar(*point, fmt="o", elinewidth=0.8, **look, **fill, **bars)
+    axes.grid(alpha=0.3)
+    title = models[0] if alone else "hollow: plain; filled: " + ", ".join(name(k) for k in {k for _, k in cells} - {0})
+    axes.legend(title=title, fontsize=8, title_fontsize=8, loc="lower right")
 
 
 def main(tables: Tables) -> None:
     """Prints the tables that the results allow."""
-    cells = read(tables.results)
-    for model in sorted({key[0] for key in cells}):
-        if len({key[3] for key in cells if key[0] == model and key[2] == "scratch"}) > 2:
-            print(filter_table(cells, model), end="\n\n")
-    print(gain_table(cells))
-    recipes = recipe_table(cells)
-    if recipes:
-        print("\n" + recipes)
+    files = [read(path) for path in tables.results]
+    for path, cells in zip(tables.results, files, strict=True):
+        print(f"### {path.name}\n")
+        for model in dict.fromkeys(key[0] for key in cells):
+            if len({key[3] for key in cells if key[0] == model and key[2] == "scratch"}) > 2:
+                print(filter_table(cells, model), end="\n\n")
+        parts = [gain_table(cells), recipe_table(cells)]
+        print("\n\n".join(part for part in parts if part), end="\n\n")
     if tables.picture is not None:
-        draw(cells, tables.picture)
+        draw(files, tables.picture)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,89 @@
+"""The CIFAR-10 study: its bookkeeping, its schedule, and the page that publishes it."""
+
+import json
+import math
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+from examples import cifar10_tables as tables
+from examples.cifar10_study import Study, finished, main, runs_of, schedule
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "results"
+PUBLISHED = (RESULTS / "cifar10.jsonl", RESULTS / "cifar10-networks.jsonl")
+
+
+def test_the_page_holds_every_table_of_the_raw_results(capsys: pytest.CaptureFixture[str]) -> None:
+    tables.main(tables.Tables(results=PUBLISHED))
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(printed) > 20
+    page = (ROOT / "docs" / "results-cifar10.md").read_text().splitlines()
+    assert [line for line in printed if line not in page] == []
+
+
+def test_the_readme_holds_the_means_of_the_raw_results() -> None:
+    cells = tables.read(PUBLISHED[0])
+    readme = (ROOT / "README.md").read_text()
+    for augment in tables.AUGMENT:
+        for taps in (0, 4):
+            lines = cells["resnet18", augment, "scratch", taps]
+            assert all(tables.spread(lines, figure) in readme for figure in tables.FIGURES)
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.jsonl")), ids=lambda path: path.stem)
+def test_no_published_run_appears_twice(path: Path) -> None:
+    assert len(finished(path)) == len(path.read_text().splitlines())
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_runs_of_a_file_are_comparable(path: Path) -> None:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len({(line["epochs"], line["batch"]) for line in lines if line["recipe"] == "scratch"}) == 1
+    cells = tables.read(path)
+    assert {len(lines) for lines in cells.values()} == {3}
+
+
+def test_gain_pairs_runs_by_seed() -> None:
+    plain = [{"seed": seed, "accuracy": value} for seed, value in ((0, 10.0), (1, 20.0), (2, 60.0))]
+    blurred = [{"seed": seed, "accuracy": value} for seed, value in ((2, 63.0), (1, 22.0))]
+    # Differences 3 and 2: mean 2.5, standard error 0.7071 / sqrt(2).
+    assert tables.gain(plain, blurred, "accuracy") == "+2.50 ± 0.50"
+    assert tables.gain(plain, blurred[:1], "accuracy") == "+3.00"
+
+
+def test_a_study_knows_its_finished_runs(tmp_path: Path) -> None:
+    output = tmp_path / "study.jsonl"
+    study = Study(data=tmp_path, output=output, epochs=6, recipes=("scratch", "finetune", "longer"), batch=128)
+    runs = list(runs_of(study, "resnet18", 4))
+    assert len(runs) == 3 * 2 * 3
+    assert {(run.recipe, run.epochs) for run in runs} == {("scratch", 6), ("finetune", 2), ("longer", 8)}
+    assert {run.recipe for run in runs_of(study, "resnet18", 0)} == {"scratch"}
+    assert finished(output) == set()
+    line = {"model": "resnet18", "filter_size": 4, "augment": "none", "recipe": "longer", "seed": 1}
+    output.write_text(json.dumps(line | {"epochs": 8, "batch": 128, "accuracy": 50.0}) + "\n")
+    (done,) = finished(output)
+    assert done in runs
+    assert done.spec == "resnet18_lpf4"
+    other = Study(data=tmp_path, output=output, epochs=6, recipes=("longer",), batch=256)
+    assert done not in set(runs_of(other, "resnet18", 4))
+
+
+def test_schedule_is_a_line_then_half_a_cosine() -> None:
+    peak, warmup, total = (jnp.float32(value) for value in (0.2, 4, 20))
+    for step in range(20):
+        want = 0.2 * (step + 1) / 4 if step < 4 else 0.1 * (1 + math.cos(math.pi * (step - 4) / 16))
+        assert float(schedule(step, peak, warmup, total)) == pytest.approx(want, rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.slow
+def test_the_small_study_is_repeatable(shared: Path, tmp_path: Path, optimised: None) -> None:
+    runs = []
+    for name in ("once", "again"):
+        output = tmp_path / f"{name}.jsonl"
+        main(Study(data=shared / "data" / "cifar10-images.tar.xz", output=output, small=True))
+        lines = [json.loads(line) for line in output.read_text().splitlines()]
+        runs.append([{key: line[key] for key in line if not key.endswith("_seconds")} for line in lines])
+    assert len(runs[0]) == 2
+    assert runs[0] == runs[1]
