@@ -38,6 +38,8 @@ $(VENV)/.parity: $(VENV)/.test
 	$(PY) -m pip install --quiet --no-deps $(ORACLES)
 	touch $@
 
+# Large pages for large buffers, where Linux and its C library have them: docs/performance.md.
+demo: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 demo: $(VENV)/.test ## train a plain and an anti-aliased network on digits and draw both
 	$(PY) -m examples.demo
 

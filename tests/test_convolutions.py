@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax import lax
 
 import aa_flax
-from aa_flax.models.convolutions import depthwise_conv, image_conv
+from aa_flax.models.convolutions import dense_conv, depthwise_conv
 
 NUMBERS = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
 OPTIONS = {**NUMBERS, "feature_group_count": 5}
@@ -75,7 +76,7 @@ def test_blocks_as_channels_equal_the_strided_convolution(shape, size, stride, p
     kernel = jnp.asarray(random.normal(size=(size, size, shape[-1], 6)), jnp.float32)
 
     def ours(x, kernel):
-        return image_conv(x, kernel, (stride, stride), padding, **NUMBERS)
+        return dense_conv(x, kernel, (stride, stride), padding, **NUMBERS)
 
     def native(x, kernel):
         return lax.conv_general_dilated(x, kernel, (stride, stride), padding, **NUMBERS)
@@ -96,6 +97,88 @@ def test_other_convolutions_of_images_stay_as_they_are(channels, strides, dilati
     x, kernel = jnp.ones((1, 9, 9, channels)), jnp.ones((3, 3, channels, 2))
     with aa_flax.traced_for("tpu"):
         jaxpr = jax.make_jaxpr(
-            lambda x, k: image_conv(x, k, strides, [(1, 1), (1, 1)], rhs_dilation=dilation, **NUMBERS)
+            lambda x, k: dense_conv(x, k, strides, [(1, 1), (1, 1)], rhs_dilation=dilation, **NUMBERS)
         )(x, kernel)
     assert [str(equation.primitive) for equation in jaxpr.eqns] == ["conv_general_dilated"]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float64])
+@pytest.mark.parametrize(
+    ("shape", "size", "strides", "padding", "dilation"),
+    [
+        ((7, 8), (1, 1), (1, 1), [(0, 0), (0, 0)], None),
+        ((7, 8), (1, 1), (3, 2), [(1, 0), (0, 2)], None),
+        ((7, 8), (1, 1), (2, 1), "SAME", None),
+        ((2, 2), (3, 3), (1, 1), [(1, 1), (1, 1)], None),
+        ((1, 1), (3, 3), (1, 1), [(1, 1), (1, 1)], None),
+        ((4, 3), (3, 3), (2, 2), [(1, 1), (1, 1)], None),
+        ((2, 4), (3, 3), (1, 1), "SAME", (2, 3)),
+        ((5, 6), (5, 3), (1, 2), "VALID", None),
+    ],
+)
+def test_a_product_of_matrices_equals_the_convolution(shape, size, strides, padding, dilation, dtype):
+    with jax.enable_x64(dtype == jnp.float64):
+        random = np.random.default_rng(2)
+        x = jnp.asarray(random.normal(size=(2, *shape, 5)), dtype)
+        kernel = jnp.asarray(random.normal(size=(*size, 5, 6)), dtype)
+
+        def ours(x, kernel):
+            return dense_conv(x, kernel, strides, padding, rhs_dilation=dilation, **NUMBERS)
+
+        def native(x, kernel):
+            return lax.conv_general_dilated(x, kernel, strides, padding, rhs_dilation=dilation, **NUMBERS)
+
+        with aa_flax.traced_for("cpu"):
+            assert "conv_general_dilated" not in str(jax.make_jaxpr(ours)(x, kernel)), "the convolution was kept"
+        exponent = {jnp.bfloat16: -5, jnp.float32: -16, jnp.float64: -40}[dtype]
+        close = {"rtol": 2.0**exponent, "atol": 2.0**exponent * (size[0] * size[1]) ** 0.5}
+        y = ours(x, kernel)
+        assert y.dtype == dtype
+        np.testing.assert_allclose(y, native(x, kernel), **close)
+        for argument in (0, 1):
+            a, b = (jax.grad(lambda *v, f=f: jnp.sum(f(*v) ** 2), argument)(x, kernel) for f in (ours, native))
+            scale = float(jnp.abs(b).max())
+            np.testing.assert_allclose(a / scale, b / scale, **close)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "options"),
+    [
+        ((3, 3, 4, 6), {}),
+        ((3, 3, 2, 6), {"feature_group_count": 2}),
+        ((1, 1, 2, 6), {"feature_group_count": 2}),
+        ((1, 1, 4, 6), {"lhs_dilation": (2, 2)}),
+    ],
+)
+def test_other_convolutions_stay_as_they_are(kernel, options):
+    x, kernel = jnp.ones((1, 3, 3, 4)), jnp.ones(kernel)
+    with aa_flax.traced_for("cpu"):
+        jaxpr = jax.make_jaxpr(lambda x, k: dense_conv(x, k, (1, 1), [(1, 1), (1, 1)], **NUMBERS, **options))(x, kernel)
+    assert "conv_general_dilated" in str(jaxpr)
+
+
+def test_products_of_half_precision_sum_in_float32():
+    x = jnp.full((1, 2, 2, 500), 1.0078125, jnp.bfloat16)
+    y = dense_conv(x, jnp.ones((3, 3, 500, 1), jnp.bfloat16), (1, 1), [(1, 1), (1, 1)], **NUMBERS)
+    np.testing.assert_array_equal(y, jnp.full((1, 2, 2, 1), 2000 * 1.0078125, jnp.bfloat16))
+
+
+def test_pointwise_convolutions_of_the_networks_are_products_on_cpus_alone():
+    model = nnx.eval_shape(lambda: aa_flax.create_model("mobilenet_v2_lpf4", rngs=nnx.Rngs(0)))
+    model.eval()
+    graphdef, state = nnx.split(model)
+
+    def predict(state, x):
+        return nnx.merge(graphdef, state)(x)
+
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    counts = {}
+    for platform in ("cpu", "cuda"):
+        with aa_flax.traced_for(platform):
+            jaxpr = str(jax.make_jaxpr(predict)(state, images))
+        counts[platform] = jaxpr.count("dot_general["), jaxpr.count("conv_general_dilated[")
+    # 34 pointwise convolutions and the classifier; the first convolution is no product, the 17 depthwise ones are
+    # shifted products.
+    assert counts["cpu"][0] == 35
+    assert counts["cpu"][1] == 1
+    assert counts["cuda"][1] == 1 + 17 + 34

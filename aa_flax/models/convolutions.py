@@ -1,15 +1,17 @@
 """Convolutions written so that they are fast where XLA's own form is not; the numbers are the same but for rounding.
 
-Depthwise on CPUs: XLA has no fast code for grouped convolutions there, so that it becomes a sum of shifted products,
-which fuses into one loop.
+On CPUs XLA has no fast code for grouped convolutions: a depthwise one becomes a sum of shifted products, which fuses
+into one loop. Nor has it for a kernel that has more taps than the output has pixels, as in the last stage of a network
+that sees small images: there the windows are laid out as the rows of a matrix. A pointwise convolution is faster as a
+product of matrices as it is.
 
-The strided first convolution of images on accelerators: three channels leave matrix units and wide loads idle. With
-the pixels of each stride-sized block as channels it is a dense convolution of a smaller map.
+On accelerators three channels leave matrix units and wide loads idle. The strided first convolution of images becomes
+a dense one of a smaller map that has the pixels of each stride-sized block as channels.
 """
 
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -41,65 +43,109 @@ def depthwise_conv(
     Returns:
         (N, H', W', C) of the input's dtype; sums run in float32 or wider.
     """
-    strides = (int(window_strides[0]), int(window_strides[1]))
     native = functools.partial(lax.conv_general_dilated, window_strides=window_strides, padding=padding, **options)
-    dilation = tuple(options.get("rhs_dilation") or (1, 1))
-    if any(size != 1 for size in options.get("lhs_dilation") or ()):
+    if _dilated(options.get("lhs_dilation")):
         return native(x, kernel)
-    reach = [(size - 1) * step + 1 for size, step in zip(kernel.shape, dilation, strict=False)]
-    if isinstance(padding, str):
-        padding = lax.padtype_to_pads(x.shape[1:3], reach, strides, padding)
-    shifted = functools.partial(_shifted_products, strides=strides, padding=tuple(padding), dilation=dilation)
-    return platform_dependent(x, kernel, cpu=shifted, default=native)
+    places = _Places.of(x, kernel, window_strides, padding, options.get("rhs_dilation"))
+    return platform_dependent(x, kernel, cpu=functools.partial(_shifted_products, places=places), default=native)
 
 
-def _shifted_products(
-    x: jax.Array,
-    kernel: jax.Array,
-    *,
-    strides: tuple[int, int],
-    padding: tuple[tuple[int, int], ...],
-    dilation: tuple[int, ...],
-) -> jax.Array:
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
-    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    spans = [
-        (size - (taps - 1) * step - 1) // stride * stride + 1
-        for size, taps, step, stride in zip(padded.shape[1:3], kernel.shape, dilation, strides, strict=False)
-    ]
-    total = None
-    for i in range(kernel.shape[0]):
-        rows = lax.slice_in_dim(padded, i * dilation[0], i * dilation[0] + spans[0], strides[0], axis=1)
-        for j in range(kernel.shape[1]):
-            window = lax.slice_in_dim(rows, j * dilation[1], j * dilation[1] + spans[1], strides[1], axis=2)
-            term = window.astype(dtype) * kernel[i, j, 0].astype(dtype)
-            total = term if total is None else total + term
-    assert total is not None
-    return total.astype(x.dtype)
-
-
-def image_conv(
+def dense_conv(
     x: jax.Array,
     kernel: jax.Array,
     window_strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
     **options: Any,
 ) -> jax.Array:
-    """A two-dimensional convolution of images (N, H, W, C) with a kernel (height, width, C, features).
+    """A two-dimensional convolution of (N, H, W, C) with a kernel (height, width, C, features).
 
     For ``nnx.Conv(conv_general_dilated=...)``; the other arguments are those of :func:`depthwise_conv`, the result is
-    (N, H', W', features) of the input's dtype. More than four channels, a stride of 1 and dilations stay as they are.
+    (N, H', W', features) of the input's dtype. Groups and dilated maps stay as they are.
     """
     native = functools.partial(lax.conv_general_dilated, window_strides=window_strides, padding=padding, **options)
-    dilations = (options.get("lhs_dilation") or ()), (options.get("rhs_dilation") or ())
-    stride, other = (int(step) for step in window_strides)
-    dilated = any(step != 1 for steps in dilations for step in steps)
-    if stride == 1 or stride != other or dilated or x.shape[-1] > IMAGE_CHANNELS:
+    if _dilated(options.get("lhs_dilation")) or options.get("feature_group_count", 1) != 1:
         return native(x, kernel)
-    if isinstance(padding, str):
-        padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], window_strides, padding)
-    blocks = functools.partial(_convolve_blocks, stride=stride, padding=tuple(padding), **options)
-    return platform_dependent(x, kernel, cpu=native, default=blocks)
+    places = _Places.of(x, kernel, window_strides, padding, options.get("rhs_dilation"))
+    on_cpu = elsewhere = native
+    taps, pixels = kernel.shape[0] * kernel.shape[1], places.sizes[0] * places.sizes[1]
+    if taps == 1 or 0 < pixels < taps:
+        types = {name: options[name] for name in ("precision", "preferred_element_type") if name in options}
+        on_cpu = functools.partial(_window_products, places=places, **types)
+    stride, other = places.strides
+    if stride == other > 1 and not _dilated(places.dilation) and x.shape[-1] <= IMAGE_CHANNELS:
+        elsewhere = functools.partial(_convolve_blocks, stride=stride, padding=places.padding, **options)
+    if on_cpu is elsewhere:
+        return native(x, kernel)
+    return platform_dependent(x, kernel, cpu=on_cpu, default=elsewhere)
+
+
+def _dilated(steps: Sequence[int] | None) -> bool:
+    return any(step != 1 for step in steps or ())
+
+
+class _Places(NamedTuple):
+    """Where the windows of a convolution lie, for height and width.
+
+    Attributes:
+        taps: of the kernel.
+        strides: between windows.
+        padding: pixels of zeros before and after.
+        dilation: between the taps of a window.
+        sizes: windows.
+    """
+
+    taps: tuple[int, int]
+    strides: tuple[int, int]
+    padding: tuple[tuple[int, int], tuple[int, int]]
+    dilation: tuple[int, int]
+    sizes: tuple[int, int]
+
+    @classmethod
+    def of(
+        cls,
+        x: jax.Array,
+        kernel: jax.Array,
+        window_strides: Sequence[int],
+        padding: str | Sequence[tuple[int, int]],
+        rhs_dilation: Sequence[int] | None,
+    ) -> Self:
+        """Of the arguments of ``lax.conv_general_dilated``."""
+        taps = kernel.shape[0], kernel.shape[1]
+        strides = int(window_strides[0]), int(window_strides[1])
+        dilation = (1, 1) if rhs_dilation is None else (int(rhs_dilation[0]), int(rhs_dilation[1]))
+        reach = [(size - 1) * step + 1 for size, step in zip(taps, dilation, strict=True)]
+        if isinstance(padding, str):
+            padding = lax.padtype_to_pads(x.shape[1:3], reach, strides, padding)
+        rows, columns = (
+            (size + low + high - span) // stride + 1
+            for size, (low, high), span, stride in zip(x.shape[1:3], padding, reach, strides, strict=True)
+        )
+        return cls(taps, strides, (tuple(padding[0]), tuple(padding[1])), dilation, (rows, columns))
+
+    def samples(self, x: jax.Array) -> Iterator[jax.Array]:
+        """For each tap in reading order, the pixel (N, H', W', C) that it meets in every window."""
+        padded = jnp.pad(x, ((0, 0), *self.padding, (0, 0)))
+        spans = [(size - 1) * stride + 1 for size, stride in zip(self.sizes, self.strides, strict=True)]
+        for i in range(0, self.taps[0] * self.dilation[0], self.dilation[0]):
+            rows = lax.slice_in_dim(padded, i, i + spans[0], self.strides[0], axis=1)
+            for j in range(0, self.taps[1] * self.dilation[1], self.dilation[1]):
+                yield lax.slice_in_dim(rows, j, j + spans[1], self.strides[1], axis=2)
+
+
+def _shifted_products(x: jax.Array, kernel: jax.Array, *, places: _Places) -> jax.Array:
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    factors = kernel.astype(dtype).reshape(-1, kernel.shape[-1])
+    terms = (sample.astype(dtype) * factor for sample, factor in zip(places.samples(x), factors, strict=True))
+    return functools.reduce(jnp.add, terms).astype(x.dtype)
+
+
+def _window_products(x: jax.Array, kernel: jax.Array, *, places: _Places, **types: Any) -> jax.Array:
+    """The convolution as one product of matrices, a row for each window."""
+    windows = jnp.concatenate(list(places.samples(x)), axis=-1)
+    features = kernel.shape[-1]
+    # Of two plain matrices: only then is their gradient with respect to the kernel fast too.
+    products = lax.dot(windows.reshape(-1, windows.shape[-1]), kernel.reshape(-1, features), **types)
+    return products.reshape(*windows.shape[:3], features)
 
 
 def _convolve_blocks(

@@ -12,7 +12,7 @@ from jax.nn.initializers import zeros
 
 from aa_flax.blurpool import BlurPool2D
 from aa_flax.downsample import AdaptivePolyphase, ContentAdaptiveBlur, Downsample, IdealLowPass
-from aa_flax.models.convolutions import depthwise_conv, image_conv
+from aa_flax.models.convolutions import dense_conv, depthwise_conv
 from aa_flax.models.initialisers import Initialiser, he_fan_out, torch_default, torch_default_bias
 from aa_flax.pooling import max_pool
 
@@ -267,7 +267,7 @@ class Builder:
             use_bias=use_bias,
             kernel_init=self.conv_init,
             bias_init=bias_init,
-            conv_general_dilated=depthwise_conv if groups == cin == cout > 1 else image_conv,
+            conv_general_dilated=depthwise_conv if groups == cin == cout > 1 else dense_conv,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             rngs=self.rngs,
