@@ -116,8 +116,9 @@ def draw(files: list[dict[Key, list[Line]]], path: Path) -> None:
     figure = Figure(figsize=(5.6 * len(panels), 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (cells, augment) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        draw_panel(axes, {key[0::3]: lines for key, lines in cells.items() if key[1:3] == (augment, "scratch")})
-        epochs = next(lines[0]["epochs"] for key, lines in cells.items() if key[1:3] == (augment, "scratch"))
+        drawn = {(key[0], key[3]): lines for key, lines in cells.items() if key[1:3] == (augment, "scratch")}
+        draw_panel(axes, drawn)
+        epochs = next(iter(drawn.values()))[0]["epochs"]
         title = f"CIFAR-10, {epochs} epochs, {AUGMENT[augment]}"
         axes.set(title=title, xlabel="crop consistency (%)", ylabel="test accuracy (%)")
     figure.savefig(path, dpi=110)

@@ -116,11 +116,10 @@ class _Places(NamedTuple):
         reach = [(size - 1) * step + 1 for size, step in zip(taps, dilation, strict=True)]
         if isinstance(padding, str):
             padding = lax.padtype_to_pads(x.shape[1:3], reach, strides, padding)
-        rows, columns = (
-            (size + low + high - span) // stride + 1
-            for size, (low, high), span, stride in zip(x.shape[1:3], padding, reach, strides, strict=True)
-        )
-        return cls(taps, strides, (tuple(padding[0]), tuple(padding[1])), dilation, (rows, columns))
+        (top, bottom), (left, right) = padding
+        rows = (x.shape[1] + top + bottom - reach[0]) // strides[0] + 1
+        columns = (x.shape[2] + left + right - reach[1]) // strides[1] + 1
+        return cls(taps, strides, ((top, bottom), (left, right)), dilation, (rows, columns))
 
     def samples(self, x: jax.Array) -> Iterator[jax.Array]:
         """For each tap in reading order, the pixel (N, H', W', C) that it meets in every window."""

@@ -91,16 +91,18 @@ def _spec(name: str, filter_size: int | None) -> str:
 @pytest.mark.parametrize("filter_size", [None, 4])
 @pytest.mark.parametrize("name", ["alexnet", "vgg11", "resnet18"])
 def test_in_float32(name: str, filter_size: int | None):
-    """Within 1e-3 of the float64 gradients, or, where rounding decides about single ReLUs, as near as PyTorch is.
+    """Near the float64 gradients: nine arrays of ten within 1e-3, each within 1e-2 or three times what PyTorch is off.
 
-    Deeper networks are left to float64: PyTorch's own float32 gradients of ResNet-50 are 9 % off its float64 ones.
+    Rounding decides about single ReLUs, and one that turns over is seen in the arrays around it. Deeper networks are
+    left to float64: PyTorch's own float32 gradients of ResNet-50 are 9 % off its float64 ones.
     """
     net = oracles.network(name, filter_size, seed=3)
     exact = copy.deepcopy(net).double()
     ours, theirs = _both_steps(net, _spec(name, filter_size))
     truth, _ = _their_step(exact, oracles.images((97, 129), batch=len(LABELS)).astype(np.float64))
-    allowed = max(1e-3, 3 * max(_errors(theirs, truth).values()))
-    _assert_all_below(_errors(ours, truth), allowed)
+    errors, off_theirs = _errors(ours, truth), max(_errors(theirs, truth).values())
+    _assert_all_below(errors, max(1e-2, 3 * off_theirs))
+    assert np.quantile(list(errors.values()), 0.9) <= max(1e-3, off_theirs)
 
 
 @pytest.mark.parametrize("filter_size", [None, 4])
