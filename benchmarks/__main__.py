@@ -15,6 +15,7 @@ from train.errors import CommandError
 
 BENCHMARKS = {
     "blurpool": "the operator, forward and backward, against convolutions and the PyTorch reference",
+    "convolutions": "single convolutions in the form that this device gets, against XLA's own and PyTorch's",
     "inference": "whole networks, forward",
     "training": "whole networks, one update",
     "dispatch": "Python's share of a call",

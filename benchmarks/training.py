@@ -126,7 +126,7 @@ def _torch_step(net: Any, layout: str, config: Config) -> Any:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return loss
+        return loss.detach()
 
     return step
 

@@ -34,6 +34,12 @@ def test_blurpool(tmp_path):
     assert {"depthwise / ours", "pallas / ours", "separate gathers / ours"} <= set(report["tables"]["Forward"][0])
 
 
+def test_convolutions(tmp_path):
+    report = _run(tmp_path, "convolutions", "--no-torch")
+    assert {title: len(rows) for title, rows in report["tables"].items()} == {"Forward": 6, "Backward": 6}
+    assert all(row["XLA / ours"] > 0 for rows in report["tables"].values() for row in rows)
+
+
 def test_inference(tmp_path):
     report = _run(tmp_path, "inference", "--no-torch", "--models", "resnet18")
     forward = report["tables"]["Forward"]
@@ -100,6 +106,7 @@ def test_consistency(tmp_path):
         (["blur"], "unknown benchmark 'blur'"),
         (["inference", "--models", "resnet5", "--no-torch"], "--models resnet5: no such network"),
         (["blurpool", "--maps", "7", "--no-torch"], "--maps 7 is none of"),
+        (["convolutions", "--layers", "first", "--no-torch"], "--layers first is none of"),
         (["consistency", "--data", "/nowhere", "--no-torch"], "data directory /nowhere does not exist"),
         (["input_pipeline", "--data", "/nowhere", "--no-torch"], "data directory /nowhere does not exist"),
     ],
