@@ -8,6 +8,7 @@ Runs are compared within a file: each holds what was trained for as many epochs 
 
 import dataclasses
 import json
+import sys
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean, stdev
@@ -39,11 +40,19 @@ class Tables:
 
 
 def read(path: Path) -> dict[Key, list[Line]]:
-    """Runs by (model, augmentation, recipe, filter size), each list in the order of seeds."""
+    """Runs by (model, augmentation, recipe, filter size), each list in the order of seeds.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if it holds anything but lines of the study.
+    """
     cells: dict[Key, list[Line]] = defaultdict(list)
-    for text in path.read_text().splitlines():
-        line = json.loads(text)
-        cells[line["model"], line["augment"], line["recipe"], line["filter_size"]].append(line)
+    for number, text in enumerate(path.read_text().splitlines(), 1):
+        try:
+            line = json.loads(text)
+            cells[line["model"], line["augment"], line["recipe"], line["filter_size"]].append(line)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}, line {number}: not a run of examples.cifar10_study: {text[:40]!r}") from error
     return {key: sorted(lines, key=lambda line: line["seed"]) for key, lines in sorted(cells.items())}
 
 
@@ -112,7 +121,9 @@ def recipe_table(cells: dict[Key, list[Line]]) -> str:
 
 def draw(files: list[dict[Key, list[Line]]], path: Path) -> None:
     """Accuracy against consistency, a panel for each file and augmentation; bars are the standard deviation."""
-    panels = [(cells, a) for cells in files for a in AUGMENT if any(key[1] == a for key in cells)]
+    panels = [(cells, a) for cells in files for a in AUGMENT if any(key[1:3] == (a, "scratch") for key in cells)]
+    if not panels:
+        raise ValueError("no run from scratch to draw")
     figure = Figure(figsize=(5.6 * len(panels), 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (cells, augment) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
@@ -161,4 +172,8 @@ def main(tables: Tables) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Tables))
+    try:
+        main(tyro.cli(Tables))
+    except (OSError, ValueError) as error:
+        print(f"cifar10_tables: {error}", file=sys.stderr)
+        sys.exit(2)

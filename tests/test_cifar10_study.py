@@ -53,6 +53,14 @@ def test_gain_pairs_runs_by_seed() -> None:
     assert tables.gain(plain, blurred[:1], "accuracy") == "+3.00"
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"model": "resnet18"}'])
+def test_other_files_are_named_with_their_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "other.jsonl"
+    path.write_text(PUBLISHED[0].read_text().splitlines()[0] + "\n" + text + "\n")
+    with pytest.raises(ValueError, match="line 2: not a run of"):
+        tables.read(path)
+
+
 def test_a_study_knows_its_finished_runs(tmp_path: Path) -> None:
     output = tmp_path / "study.jsonl"
     study = Study(data=tmp_path, output=output, epochs=6, recipes=("scratch", "finetune", "longer"), batch=128)

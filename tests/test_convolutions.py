@@ -157,6 +157,13 @@ def test_other_convolutions_stay_as_they_are(kernel, options):
     assert "conv_general_dilated" in str(jaxpr)
 
 
+def test_a_map_smaller_than_the_kernel_gives_an_empty_one():
+    def conv(function):
+        return function(jnp.ones((1, 2, 2, 4)), jnp.ones((5, 5, 4, 6)), (1, 1), "VALID", **NUMBERS)
+
+    assert conv(dense_conv).shape == conv(lax.conv_general_dilated).shape == (1, 0, 0, 6)
+
+
 def test_products_of_half_precision_sum_in_float32():
     x = jnp.full((1, 2, 2, 500), 1.0078125, jnp.bfloat16)
     y = dense_conv(x, jnp.ones((3, 3, 500, 1), jnp.bfloat16), (1, 1), [(1, 1), (1, 1)], **NUMBERS)

@@ -10,6 +10,7 @@ a dense one of a smaller map that has the pixels of each stride-sized block as c
 """
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Self
 
@@ -67,8 +68,8 @@ def dense_conv(
         return native(x, kernel)
     places = _Places.of(x, kernel, window_strides, padding, options.get("rhs_dilation"))
     on_cpu = elsewhere = native
-    taps, pixels = kernel.shape[0] * kernel.shape[1], places.sizes[0] * places.sizes[1]
-    if taps == 1 or 0 < pixels < taps:
+    taps = math.prod(places.taps)
+    if taps == 1 or (min(places.sizes) > 0 and math.prod(places.sizes) < taps):
         types = {name: options[name] for name in ("precision", "preferred_element_type") if name in options}
         on_cpu = functools.partial(_window_products, places=places, **types)
     stride, other = places.strides
