@@ -2,6 +2,9 @@
 
 import io
 import os
+import struct
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +49,13 @@ def test_simplejpeg_is_in_use_here():
         ("RGBA", "PNG", {}),
         ("P", "PNG", {}),
         ("1", "PNG", {}),
-        ("I;16", "PNG", {}),
+        ("RGBA", "WEBP", {}),
+        ("LA", "PNG", {}),
+        ("P", "PNG", {"transparency": 3}),
+        ("P", "GIF", {"transparency": 3}),
+        ("1", "TIFF", {}),
+        ("CMYK", "TIFF", {}),
+        ("YCbCr", "TIFF", {}),
         ("RGB", "BMP", {}),
         ("RGB", "WEBP", {}),
         ("RGB", "TIFF", {}),
@@ -54,12 +63,77 @@ def test_simplejpeg_is_in_use_here():
     ],
 )
 def test_every_kind_decodes_to_pillows_bits(mode, kind, options):
-    image = photo()
-    image = Image.fromarray(np.asarray(image.convert("L"), np.uint16) * 200) if mode == "I;16" else image.convert(mode)
-    data = encoded(image, kind, **options)
+    data = encoded(photo().convert(mode), kind, **options)
     pixels = decode_rgb(data)
     assert pixels.dtype == np.uint8
     np.testing.assert_array_equal(pixels, pillow_rgb(data))
+
+
+EVERY_16_BITS = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
+
+
+def as_rgb(grey: np.ndarray) -> np.ndarray:
+    return np.repeat(grey[..., None].astype(np.uint8), 3, axis=-1)
+
+
+def deep_png(values: np.ndarray) -> bytes:
+    """A PNG of 16-bit values (height, width, channels), which Pillow cannot write in colour."""
+    height, width, channels = values.shape
+    colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0))]
+    chunks += [(b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    packed = (struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+def grey_tiff(data: bytes, *, bits: int, width: int, height: int, photometric: int = 1, order: str = "<") -> bytes:
+    """An uncompressed TIFF with one channel."""
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: height, 279: len(data)}
+    entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags.items())
+    start = {"<": b"II", ">": b"MM"}[order] + struct.pack(f"{order}HI", 42, 8 + len(data))
+    return start + data + struct.pack(f"{order}H", len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM", "JPEG2000"])
+def test_of_16_bits_the_upper_eight_are_taken(kind):
+    data = encoded(Image.fromarray(EVERY_16_BITS), kind)
+    np.testing.assert_array_equal(decode_rgb(data), as_rgb(EVERY_16_BITS >> 8))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_pngs_of_16_bits_in_grey_and_colour_with_and_without_transparency(channels):
+    values = np.random.default_rng(0).integers(0, 2**16, (7, 9, channels), dtype=np.uint16)
+    expected = (values >> 8).astype(np.uint8)
+    expected = expected[..., :3] if channels > 2 else as_rgb(expected[..., 0])
+    np.testing.assert_array_equal(decode_rgb(deep_png(values)), expected)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_tiffs_of_16_bits_in_both_orders_of_bytes(order):
+    data = EVERY_16_BITS.astype(f"{order}u2").tobytes()
+    decoded = decode_rgb(grey_tiff(data, bits=16, width=256, height=256, order=order))
+    np.testing.assert_array_equal(decoded, as_rgb(EVERY_16_BITS >> 8))
+
+
+def test_a_tiff_whose_white_is_zero_is_turned_round():
+    data = EVERY_16_BITS.astype("<u2").tobytes()
+    decoded = decode_rgb(grey_tiff(data, bits=16, width=256, height=256, photometric=0))
+    np.testing.assert_array_equal(decoded, as_rgb((2**16 - 1 - EVERY_16_BITS) >> 8))
+
+
+def test_a_tiff_of_12_bits():
+    values = np.arange(2**12)
+    packed = b"".join(f"{a:03x}{b:03x}".encode() for a, b in values.reshape(-1, 2))
+    decoded = decode_rgb(grey_tiff(bytes.fromhex(packed.decode()), bits=12, width=64, height=64))
+    np.testing.assert_array_equal(decoded, as_rgb((values >> 4).reshape(64, 64)))
+
+
+@pytest.mark.parametrize(("dtype", "mode"), [(np.int32, "I"), (np.float32, "F")])
+def test_values_without_a_known_white_are_unreadable(dtype, mode):
+    data = encoded(Image.fromarray(EVERY_16_BITS.astype(dtype)), "TIFF")
+    with pytest.raises(UnreadableImageError, match=f"mode {mode}, whose black and white are unknown: save it"):
+        decode_rgb(data)
 
 
 @settings(max_examples=25, deadline=None)
@@ -147,3 +221,58 @@ def test_files(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe.jpg")
     with pytest.raises(UnreadableImageError, match="no regular file"):
         read_rgb(tmp_path / "pipe.jpg")
+
+
+def sparse(path: Path, size: int, head: bytes = b"") -> Path:
+    with path.open("wb") as file:
+        file.write(head)
+        file.truncate(size)
+    return path
+
+
+def test_a_file_larger_than_any_picture_is_not_read(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(decode, "_decode_with_pillow", lambda file: pytest.fail("was read"))
+    with pytest.raises(UnreadableImageError, match=r"a file of 50,000,000,000 bytes is larger than any picture"):
+        read_rgb(sparse(tmp_path / "huge.jpg", 50_000_000_000))
+
+
+@pytest.mark.parametrize(
+    ("head", "reason"),
+    [(b"", "not an image that Pillow knows"), (encoded(photo(3, 5), "BMP"), None)],
+    ids=["zeros", "bmp with zeros behind it"],
+)
+def test_of_a_large_file_no_more_is_read_than_its_header_asks_for(tmp_path: Path, head, reason):
+    path = sparse(tmp_path / "large.bmp", 500_000_000, head)
+    tracemalloc.start()
+    try:
+        if reason:
+            with pytest.raises(UnreadableImageError, match=reason):
+                read_rgb(path)
+        else:
+            np.testing.assert_array_equal(read_rgb(path), pillow_rgb(head))
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_too_little_memory_is_a_reason(monkeypatch, kind):
+    def full(*_, **__):
+        raise MemoryError
+
+    data = encoded(photo(), kind)
+    assert simplejpeg_matches_pillow()
+    monkeypatch.setattr(decode.simplejpeg, "decode_jpeg", full)
+    monkeypatch.setattr(Image.Image, "convert", full)
+    with pytest.raises(UnreadableImageError, match="not enough memory for its 61x45 pixels"):
+        decode_rgb(data)
+
+
+def test_a_reason_is_never_empty(monkeypatch):
+    def damaged(*_, **__):
+        raise ValueError
+
+    data = encoded(photo(), "PNG")
+    monkeypatch.setattr(Image.Image, "convert", damaged)
+    with pytest.raises(UnreadableImageError, match="Pillow: ValueError"):
+        decode_rgb(data)

@@ -218,6 +218,19 @@ def test_cifar_that_is_not_whole(small_cifar: Path, tmp_path: Path):
     assert not (tmp_path / "cache").exists()
 
 
+def test_cifar_with_a_picture_that_would_fill_the_memory(small_cifar: Path, tmp_path: Path):
+    huge = small_cifar / "train/cat/0000.jpg"
+    with huge.open("wb") as file:
+        file.truncate(2**21)
+    with tarfile.open(tmp_path / "cifar10.tar.xz", "w:xz") as archive:
+        archive.add(small_cifar / "train", "train")
+    with huge.open("wb") as file:
+        file.truncate(2**33)
+    for location, size in ((tmp_path / "cifar10.tar.xz", "2,097,152"), (small_cifar, "8,589,934,592")):
+        with pytest.raises(CommandError, match=rf"train/cat/0000\.jpg has {size} bytes, which is no picture"):
+            open_cifar10(location, tmp_path / "cache")
+
+
 def test_a_cache_directory_that_cannot_be_written(small_cifar: Path, tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(CommandError, match=r"--data\.cache-dir"):

@@ -23,6 +23,8 @@ CLASSES = (
     *("dog", "frog", "horse", "ship", "truck"),
 )
 SPLITS = ("train", "test")
+# A picture of 32x32 pixels takes some 3 kB with everything a camera might add.
+MAX_PICTURE_BYTES = 2**20
 
 
 def open_cifar10(location: Path, cache_directory: Path) -> tuple[ArraySource, ArraySource]:
@@ -88,17 +90,25 @@ def _encoded_images(location: Path) -> Iterator[tuple[str, bytes]]:
     """(`SPLIT/CLASS/FILE.jpg`, bytes) of every image, in the order they are stored."""
     if location.is_dir():
         for path in location.glob("*/*/*.jpg"):
-            yield path.relative_to(location).as_posix(), path.read_bytes()
+            name = path.relative_to(location).as_posix()
+            _check_size(location, name, path.stat().st_size)
+            yield name, path.read_bytes()
         return
     try:
         with tarfile.open(location, "r|*") as archive:
             for member in archive:
                 if member.isfile() and member.name.endswith(".jpg"):
+                    _check_size(location, member.name, member.size)
                     file = archive.extractfile(member)
                     assert file is not None
                     yield "/".join(PurePosixPath(member.name).parts[-3:]), file.read()
-    except (tarfile.TarError, lzma.LZMAError, EOFError, OSError) as error:
-        raise CommandError(f"{location} is not a whole tar file: {error}") from error
+    except (tarfile.TarError, lzma.LZMAError, EOFError, OSError, MemoryError) as error:
+        raise CommandError(f"{location} is not a whole tar file: {str(error) or type(error).__name__}") from error
+
+
+def _check_size(location: Path, name: str, size: int) -> None:
+    if size > MAX_PICTURE_BYTES:
+        raise CommandError(f"{location}: {name} has {size:,} bytes, which is no picture of 32x32 pixels")
 
 
 def _decode(location: Path) -> dict[str, np.ndarray]:
