@@ -104,7 +104,7 @@ def _rgb(image: Image.Image) -> np.ndarray:
     # Grey of 16 bits is I;16, or in the readers of these formats I, whose values they scale to 16 bits.
     if not (image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))):
         raise UnreadableImageError(
-            f"values of Pillow's mode {image.mode}, whose black and white are unknown: save it with 8 or 16 bits a value"
+            f"values of Pillow's mode {image.mode}, whose black and white are unknown: save it with 8 or 16 bits"
         )
     tags = getattr(image, "tag_v2", {})
     bits = tags.get(BITS_PER_SAMPLE, (16,))[0]
