@@ -1,12 +1,16 @@
 """The reader of PyTorch checkpoints, on files written byte by byte: right ones, wrong ones and hostile ones."""
 
+import datetime
+import decimal
 import os
 import pickle
 import re
 import struct
 import tracemalloc
+import types
 import zipfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict, defaultdict, deque
+from pathlib import PurePosixPath
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +21,7 @@ from safetensors.numpy import save, save_file
 
 from aa_flax.weights import torch_pickle
 from aa_flax.weights.errors import CheckpointError
-from aa_flax.weights.torch_reader import read_torch_checkpoint
+from aa_flax.weights.torch_reader import list_state_dicts, read_torch_checkpoint
 from tests.torch_format import (
     MAGIC,
     ORDERED_DICT,
@@ -154,6 +158,83 @@ def test_training_checkpoint(tmp_path):
     }
     storages = {f"module.{key}": array.tobytes() for key, array in ARRAYS.items()}
     assert_same(read(tmp_path, zip_file(root, storages | {"best": b"\0\0\0\0"})), ARRAYS)
+
+
+HARMLESS = {
+    "milestones of a schedule": Counter([30, 60, 60]),
+    "set": {1, 2, "a"},
+    "frozenset": frozenset(["a", (1, 2)]),
+    "bytes": bytes(300),
+    "bytearray": bytearray(b"abc"),
+    "complex": 1 + 2j,
+    "ranges": [range(3), slice(1, 2)],
+    "deque": deque([1, 2], maxlen=3),
+    "defaultdict": defaultdict(list, loss=[1.0]),
+    "times": [datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC), datetime.timedelta(1), datetime.date(2026, 1, 2)],
+    "path": PurePosixPath("/data/imagenet"),
+    "namespace": types.SimpleNamespace(lr=0.1),
+    "decimal": decimal.Decimal("0.1"),
+    "numpy": [np.ones((2, 3)), np.float32(1), np.dtype("f4"), np.asfortranarray(np.ones((2, 2)))],
+    "lone surrogate": "photo \udce9",
+}
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("name", HARMLESS)
+def test_harmless_values_beside_the_weights(tmp_path, name, protocol):
+    root = {name: Raw(pickle.dumps(HARMLESS[name], protocol)[2:-1]), "state_dict": state_of(ARRAYS)}
+    assert_same(read(tmp_path, zip_file(root, {key: array.tobytes() for key, array in ARRAYS.items()})), ARRAYS)
+
+
+def weights_and_average() -> bytes:
+    """A training checkpoint with the weights, twice 1, and their average, twice 2, at two depths."""
+    storages = {str(n): np.full(2, n, np.float32).tobytes() for n in (1, 2)}
+    weights, average = ({"w": tensor(storage(str(n), np.float32, 2), (2,))} for n in (1, 2))
+    root = {"model": {"ema": {"state_dict": average}, "state_dict": weights}, "model_ema": average, "epoch": 3}
+    return zip_file(root, storages)
+
+
+def test_one_of_several_state_dicts(tmp_path):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(weights_and_average())
+    assert list_state_dicts(path) == {"model.state_dict": 1, "model.ema.state_dict": 1, "model_ema": 1}
+    expected = {None: 1, "model.state_dict": 1, "model.ema.state_dict": 2, "model_ema": 2}
+    for key, value in expected.items():
+        assert_same(read_torch_checkpoint(path, key=key), {"w": np.full(2, value, np.float32)})
+    with pytest.raises(CheckpointError, match=r"no state dict 'ema'.*--key.*'model\.ema\.state_dict' \(1 entries\)"):
+        read_torch_checkpoint(path, key="ema")
+
+
+def test_the_only_state_dict_needs_no_key(tmp_path):
+    root = {"net": state_of(ARRAYS), "epoch": 3}
+    storages = {key: array.tobytes() for key, array in ARRAYS.items()}
+    assert_same(read(tmp_path, zip_file(root, storages)), ARRAYS)
+    assert_same(read_torch_checkpoint(tmp_path / "weights.pth", key="net"), ARRAYS)
+    path = tmp_path / "plain.pth"
+    path.write_bytes(saved(ARRAYS))
+    assert list_state_dicts(path) == {}
+    with pytest.raises(CheckpointError, match="no state dict 'net'.*it is one itself, leave the key out"):
+        read_torch_checkpoint(path, key="net")
+    save_file(ARRAYS, path)
+    assert list_state_dicts(path) == {}
+    with pytest.raises(CheckpointError, match="holds one state dict: leave out the key 'net'"):
+        read_torch_checkpoint(path, key="net")
+
+
+def test_dictionaries_named_again_and_again_cost_nothing(tmp_path):
+    """Four levels of a thousand mentions each would be 10^12 dictionaries."""
+    mentions = b"".join(dumps(str(n))[2:-1] + b"h\x00" for n in range(1000))
+    level = b"}(" + mentions + b"u"
+    content = zip_file(Raw(b"}q\x00" + (level + b"q\x00") * 4), {})
+    with pytest.raises(CheckpointError, match="is a dictionary"):
+        read(tmp_path, content)
+
+
+def test_tensors_of_other_kinds_are_named(tmp_path):
+    sparse = Call(Global("torch._utils", "_rebuild_sparse_tensor"), (Raw(b"N"), ()))
+    root = state_of({"w": np.ones(1, np.float32)}) | {"s": sparse}
+    with pytest.raises(CheckpointError, match="'s' is a sparse tensor"):
+        read(tmp_path, zip_file(root, {"w": ONE[:4]}))
 
 
 @pytest.mark.parametrize("wrapper", ["state_dict", "model", "model_state_dict"])

@@ -17,6 +17,7 @@ import numpy as np
 
 from aa_flax.weights.errors import CheckpointError
 from aa_flax.weights.torch_globals import (
+    AS_WEIGHTS,
     GLOBALS,
     Constructor,
     Opaque,
@@ -67,8 +68,8 @@ class PickleReader:
                 self._charge(1)
                 if code not in _ACTIONS:
                     raise CheckpointError(
-                        f"its pickle uses the instruction {code!r}, which torch.save never writes: the file is "
-                        "damaged or something else than a checkpoint"
+                        f"its pickle uses the instruction {code!r}, which no tensor and no plain value needs: refused. "
+                        f"The file holds something else too, or is damaged; {AS_WEIGHTS}"
                     )
                 _ACTIONS[code](self)
             return self._stack.pop()
@@ -123,6 +124,15 @@ class PickleReader:
 
     def _remember(self, index: int) -> None:
         self._memo[index] = self._stack[-1]
+
+    def _add(self, items: list[Any]) -> None:
+        # Members are dropped unseen: the hash of a nested tuple may take forever.
+        if not isinstance(self._stack[-1], Opaque):
+            raise KeyError("members added to something else than a set")
+
+    def _freeze(self) -> None:
+        self._since_mark()
+        self._push(Opaque("a set"))
 
     def _append(self, items: list[Any]) -> None:
         target = self._stack[-1]
@@ -218,7 +228,8 @@ def _tuple_of(count: int) -> _Action:
 
 
 def _text(data: bytes) -> str:
-    return data.decode("utf-8")
+    # Python pickles lone surrogates, which no terminal takes: they become escapes.
+    return data.decode("utf-8", "surrogatepass").encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _text_of_python2(data: bytes) -> str:
@@ -256,6 +267,7 @@ _ACTIONS: Mapping[bytes, _Action] = {
     pickle.SHORT_BINBYTES: _sized("<B", bytes),
     pickle.BINBYTES: _sized("<I", bytes),
     pickle.BINBYTES8: _sized("<Q", bytes),
+    pickle.BYTEARRAY8: _sized("<Q", bytes),
     pickle.BINPUT: _put("<B"),
     pickle.LONG_BINPUT: _put("<I"),
     pickle.MEMOIZE: lambda reader: reader._remember(len(reader._memo)),
@@ -263,6 +275,9 @@ _ACTIONS: Mapping[bytes, _Action] = {
     pickle.LONG_BINGET: _get("<I"),
     pickle.EMPTY_DICT: lambda reader: reader._push({}),
     pickle.EMPTY_LIST: lambda reader: reader._push([]),
+    pickle.EMPTY_SET: _constant(Opaque("a set")),
+    pickle.ADDITEMS: lambda reader: reader._add(reader._since_mark()),
+    pickle.FROZENSET: lambda reader: reader._freeze(),
     pickle.EMPTY_TUPLE: _constant(()),
     pickle.MARK: lambda reader: reader._begin(),
     pickle.TUPLE: lambda reader: reader._push(tuple(reader._since_mark())),

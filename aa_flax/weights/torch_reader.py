@@ -1,9 +1,10 @@
 """Reads PyTorch checkpoints (and safetensors files) into NumPy arrays: without PyTorch, without running their code."""
 
+import contextlib
 import math
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -13,14 +14,16 @@ import numpy as np
 from aa_flax.weights.errors import CheckpointError
 from aa_flax.weights.safetensors_file import begins_safetensors, read_safetensors
 from aa_flax.weights.torch_files import LEGACY_MAGIC, LegacyFile, ZipFile, allowance
-from aa_flax.weights.torch_globals import TensorRef
+from aa_flax.weights.torch_globals import Opaque, TensorRef
 
-__all__ = ["CheckpointError", "read_torch_checkpoint"]
+__all__ = ["CheckpointError", "list_state_dicts", "read_torch_checkpoint"]
 
 _Value = TypeVar("_Value")
 
+# Where the weights themselves stand in a training checkpoint; averages and teachers have other names.
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _MAX_WRAPPERS = 4
+_SHOWN = 8
 _LEGACY_START = LEGACY_MAGIC.to_bytes(10, "little")
 
 # How other files begin that are taken for checkpoints, and what to do about each.
@@ -37,15 +40,16 @@ _OTHER_FILES: tuple[tuple[bytes, str], ...] = (
 )
 
 
-def read_torch_checkpoint(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+def read_torch_checkpoint(path: str | os.PathLike[str], *, key: str | None = None) -> dict[str, np.ndarray]:
     """The tensors of a checkpoint by name, without PyTorch and without running anything that the file contains.
 
     Reads what `torch.save` has written since 2018 (zip and legacy format) and `.safetensors`, told apart by content.
-    A training checkpoint is unwrapped (`state_dict`, `model_state_dict` or `model`; whatever stands beside them is
-    dropped), and the `module.` that DataParallel adds to names is removed, also inside `features.module.`.
+    A training checkpoint is unwrapped (`state_dict`, `model_state_dict` or `model`, or the only state dict there is),
+    and the `module.` that DataParallel adds to names is removed, also inside `features.module.`.
 
     Args:
         path: the file.
+        key: which state dict of a training checkpoint, such as `state_dict_ema`; `list_state_dicts` has them.
 
     Returns:
         Arrays in the file's order, in their stored type and PyTorch's layout, bfloat16 as `ml_dtypes.bfloat16`. They
@@ -58,34 +62,67 @@ def read_torch_checkpoint(path: str | os.PathLike[str]) -> dict[str, np.ndarray]
         CheckpointError: (a ValueError) the file is no checkpoint, is damaged, asks for anything but tensors and plain
             values, or holds no or several state dicts; the message says what to do.
     """
+    with _opened(path) as (size, container):
+        if isinstance(container, dict):
+            if key is not None:
+                raise CheckpointError(
+                    f"it is a safetensors file, which holds one state dict: leave out the key {key!r}"
+                )
+            return _without_data_parallel(container)
+        references = _without_data_parallel(_unwrap(container.root, key))
+        budget = _Budget(allowance(size))
+        return {name: _array(name, reference, container, budget) for name, reference in references.items()}
+
+
+def list_state_dicts(path: str | os.PathLike[str]) -> dict[str, int]:
+    """The state dicts of a training checkpoint, for the `key` of `read_torch_checkpoint`.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The number of tensors in each by its key, the one first that is read without a key; empty for a file that is
+        a state dict itself.
+
+    Raises:
+        FileNotFoundError, CheckpointError: as `read_torch_checkpoint`.
+    """
+    with _opened(path) as (_, container):
+        if isinstance(container, dict):
+            return {}
+        found = _state_dicts(container.root)
+        first = [key for key in found if key in _preferred(found)]
+        counts = {key: sum(isinstance(value, TensorRef) for value in found[key].values()) for key in [*first, *found]}
+        return {key: count for key, count in counts.items() if key}
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[int, ZipFile | LegacyFile | dict[str, np.ndarray]]]:
+    """A file's size and what is in it, the tensors themselves for safetensors; errors name the file."""
     path = Path(path)
     # Opening a pipe would wait for a writer, perhaps forever.
     if not stat.S_ISREG(path.stat().st_mode):
         raise CheckpointError(f"{path}: it is no regular file: give the checkpoint file itself")
     try:
         with path.open("rb") as file:
-            return _read(path, file)
+            size = os.fstat(file.fileno()).st_size
+            yield size, _container(path, file, size)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def _read(path: Path, file: BinaryIO) -> dict[str, np.ndarray]:
-    size = os.fstat(file.fileno()).st_size
+def _container(path: Path, file: BinaryIO, size: int) -> ZipFile | LegacyFile | dict[str, np.ndarray]:
     if size == 0:
         raise CheckpointError("it is empty: download or copy it again")
     data = mmap(file.fileno(), 0, access=ACCESS_READ)
     head = data[:512]
     if begins_safetensors(head):
-        return _without_data_parallel(read_safetensors(path)[0])
+        return read_safetensors(path)[0]
     if head.startswith(b"PK\x03\x04"):
-        container = ZipFile(file, data)
-    elif head.startswith(b"\x80") and _LEGACY_START in head[:32]:
-        container = LegacyFile(data)
-    else:
-        raise CheckpointError(_describe(head))
-    references = _without_data_parallel(_unwrap(container.root))
-    budget = _Budget(allowance(size))
-    return {key: _array(key, reference, container, budget) for key, reference in references.items()}
+        return ZipFile(file, data)
+    if head.startswith(b"\x80") and _LEGACY_START in head[:32]:
+        return LegacyFile(data)
+    raise CheckpointError(_describe(head))
 
 
 def _describe(head: bytes) -> str:
@@ -98,32 +135,58 @@ def _describe(head: bytes) -> str:
     return f"it is {kind}, not a PyTorch checkpoint or a safetensors file (or its beginning is damaged)"
 
 
-def _unwrap(root: Any) -> dict[str, TensorRef]:
-    """The state dict within a training checkpoint."""
-    for _ in range(_MAX_WRAPPERS):
-        if not isinstance(root, dict):
-            raise CheckpointError(f"it holds {_kind(root)} where a state dict (names and tensors) is expected")
-        inner = [key for key in _WRAPPERS if isinstance(root.get(key), dict) and _may_hold_tensors(root[key])]
-        if len(inner) > 1:
-            raise CheckpointError(f"it holds several state dicts ({', '.join(inner)}): save the one you mean by itself")
-        if not inner:
-            break
-        root = root[inner[0]]
-    others = [key for key, value in root.items() if not isinstance(value, TensorRef)]
-    if not root or others:
-        listed = ", ".join(f"{key[:60]!r} is {_kind(root[key])}" for key in others[:8])
+def _unwrap(root: Any, key: str | None) -> dict[str, TensorRef]:
+    """The state dict asked for, or the one that a training checkpoint is about."""
+    if not isinstance(root, dict):
+        raise CheckpointError(f"it holds {_kind(root)} where a state dict (names and tensors) is expected")
+    found = _state_dicts(root)
+    chosen = [key] if key is not None else _preferred(found)
+    if len(chosen) > 1 or key is not None and key not in found:
+        listed = ", ".join(f"{name[:60]!r} ({len(found[name])} entries)" for name in list(found)[:_SHOWN] if name)
+        problem = f"it has no state dict {key!r}" if key is not None else "it holds several state dicts"
+        raise CheckpointError(
+            f"{problem}: choose one as key (--key): {listed or 'it is one itself, leave the key out'}"
+        )
+    state = found[chosen[0]] if chosen else root
+    others = [name for name, value in state.items() if not isinstance(value, TensorRef)]
+    if not state or others:
+        listed = ", ".join(f"{name[:60]!r} is {_kind(state[name])}" for name in others[:_SHOWN])
         raise CheckpointError(
             f"it holds no state dict of tensors alone ({listed or 'it is empty'}): save just the weights in PyTorch, "
             'torch.save(model.state_dict(), "weights.pth")'
         )
-    return root
+    return state
 
 
-def _may_hold_tensors(value: dict[str, Any]) -> bool:
-    return any(isinstance(item, TensorRef | dict) for item in value.values())
+def _state_dicts(root: Any) -> dict[str, dict[str, Any]]:
+    """Every dictionary with tensors in it that holds no other such, by its dotted path; "" is the root."""
+    found: dict[str, dict[str, Any]] = {}
+    # Each dictionary counts once, however often the pickle names it: that bounds the time.
+    seen: set[int] = set()
+
+    def search(value: Any, path: tuple[str, ...]) -> bool:
+        if not isinstance(value, dict) or id(value) in seen or len(path) > _MAX_WRAPPERS:
+            return False
+        seen.add(id(value))
+        within = [search(item, (*path, name)) for name, item in value.items()]
+        if not any(within) and any(isinstance(item, TensorRef) for item in value.values()):
+            found[".".join(path)] = value
+            return True
+        return any(within)
+
+    search(root, ())
+    return found
+
+
+def _preferred(found: Mapping[str, Any]) -> list[str]:
+    """The state dicts that a file may be about when nobody has said which."""
+    usual = [path for path in found if all(part in _WRAPPERS for part in path.split("."))]
+    return usual or list(found)
 
 
 def _kind(value: Any) -> str:
+    if isinstance(value, Opaque):
+        return value.kind
     names = {dict: "a dictionary", list: "a list", tuple: "a tuple", str: "a text", TensorRef: "a single tensor"}
     return names.get(type(value), "None" if value is None else "a number" if np.isscalar(value) else "another object")
 

@@ -1,12 +1,13 @@
 """The reader of checkpoints against PyTorch's own."""
 
 import argparse
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 
 import numpy as np
 import pytest
 
 from aa_flax.weights.errors import CheckpointError
+from aa_flax.weights.torch_globals import GLOBALS
 from aa_flax.weights.torch_reader import read_torch_checkpoint
 from tests.parity.oracles import torch
 
@@ -117,6 +118,69 @@ def test_training_checkpoint_of_data_parallel(tmp_path, zipped):
     assert list(found) == list(net.state_dict())
     for key, tensor in net.state_dict().items():
         assert_equal(found[key], tensor)
+
+
+def test_every_name_of_the_safe_loader():
+    """Whatever `torch.load(weights_only=True)` may be asked for, this reader knows as well."""
+    from torch._weights_only_unpickler import _get_allowed_globals
+
+    assert _get_allowed_globals().keys() - GLOBALS.keys() == set()
+
+
+# What the safe loader reads beside tensors; and tensors that are no plain run of numbers.
+SAFE = {
+    "Counter": lambda: Counter([30, 60, 60]),
+    "schedule": lambda: torch.optim.lr_scheduler.MultiStepLR(
+        torch.optim.SGD([torch.ones(1, requires_grad=True)], 0.1), [30, 60]
+    ).state_dict(),
+    "set": lambda: {1, 2},
+    "bytes": lambda: b"abc",
+    "bytearray": lambda: bytearray(b"abc"),
+    "complex": lambda: 1 + 2j,
+    "device": lambda: torch.device("cpu"),
+    "size": lambda: torch.Size([1, 2]),
+    "dtypes": lambda: [torch.float8_e4m3fn, torch.complex32, torch.uint4, torch.qint8, torch.bits8],
+    "layout": lambda: torch.strided,
+    "random state": lambda: torch.get_rng_state(),
+    "quantised": lambda: torch.quantize_per_tensor(torch.arange(4.0), 0.1, 0, torch.qint8),
+    "sparse": lambda: torch.eye(3).to_sparse(),
+    "sparse rows": lambda: torch.eye(3).to_sparse_csr(),
+    "meta": lambda: torch.ones(2, device="meta"),
+    "float8": lambda: torch.ones(2).to(torch.float8_e4m3fn),
+}
+
+
+@FORMATS
+@pytest.mark.parametrize("name", SAFE)
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+def test_whatever_the_safe_loader_reads_beside_the_weights(tmp_path, zipped, name):
+    state, path = torch.nn.Linear(2, 2).state_dict(), tmp_path / "a.pth"
+    try:
+        torch.save({"other": SAFE[name](), "state_dict": state}, path, _use_new_zipfile_serialization=zipped)
+        torch.load(path, weights_only=True)
+    except (RuntimeError, AttributeError, ValueError) as error:
+        # What torch writes of some types in the legacy format, it cannot read itself.
+        assert not zipped, error
+        return
+    for key, tensor in state.items():
+        assert_equal(read_torch_checkpoint(path)[key], tensor)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_sets_of_every_protocol(tmp_path, protocol):
+    """The safe loader itself knows those of protocol 2 and 3 alone."""
+    state = torch.nn.Linear(2, 2).state_dict()
+    others = {"set": {1, 2}, "frozen": frozenset("ab"), "bytes": bytearray(b"abc"), "array": np.ones(3)}
+    torch.save(others | {"state_dict": state}, tmp_path / "a.pth", pickle_protocol=protocol)
+    assert list(read_torch_checkpoint(tmp_path / "a.pth")) == list(state)
+
+
+def test_an_average_of_weights(tmp_path):
+    net = torch.nn.Linear(2, 2)
+    averaged = torch.optim.swa_utils.AveragedModel(net)
+    torch.save(averaged.state_dict(), tmp_path / "a.pth")
+    found = read_torch_checkpoint(tmp_path / "a.pth")
+    assert list(found) == ["n_averaged", *net.state_dict()]
 
 
 @FORMATS
