@@ -213,7 +213,7 @@ def test_the_only_state_dict_needs_no_key(tmp_path):
     path = tmp_path / "plain.pth"
     path.write_bytes(saved(ARRAYS))
     assert list_state_dicts(path) == {}
-    with pytest.raises(CheckpointError, match="no state dict 'net'.*it is one itself, leave the key out"):
+    with pytest.raises(CheckpointError, match=r"no state dict 'net'.*it is one itself, leave the key out"):
         read_torch_checkpoint(path, key="net")
     save_file(ARRAYS, path)
     assert list_state_dicts(path) == {}

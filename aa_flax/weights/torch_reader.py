@@ -141,7 +141,7 @@ def _unwrap(root: Any, key: str | None) -> dict[str, TensorRef]:
         raise CheckpointError(f"it holds {_kind(root)} where a state dict (names and tensors) is expected")
     found = _state_dicts(root)
     chosen = [key] if key is not None else _preferred(found)
-    if len(chosen) > 1 or key is not None and key not in found:
+    if len(chosen) > 1 or (key is not None and key not in found):
         listed = ", ".join(f"{name[:60]!r} ({len(found[name])} entries)" for name in list(found)[:_SHOWN] if name)
         problem = f"it has no state dict {key!r}" if key is not None else "it holds several state dicts"
         raise CheckpointError(

@@ -154,14 +154,11 @@ SAFE = {
 @pytest.mark.parametrize("name", SAFE)
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 def test_whatever_the_safe_loader_reads_beside_the_weights(tmp_path, zipped, name):
+    if name == "float8" and not zipped:
+        pytest.skip("torch cannot write it in the legacy format")
     state, path = torch.nn.Linear(2, 2).state_dict(), tmp_path / "a.pth"
-    try:
-        torch.save({"other": SAFE[name](), "state_dict": state}, path, _use_new_zipfile_serialization=zipped)
-        torch.load(path, weights_only=True)
-    except (RuntimeError, AttributeError, ValueError) as error:
-        # What torch writes of some types in the legacy format, it cannot read itself.
-        assert not zipped, error
-        return
+    torch.save({"other": SAFE[name](), "state_dict": state}, path, _use_new_zipfile_serialization=zipped)
+    torch.load(path, weights_only=True)
     for key, tensor in state.items():
         assert_equal(read_torch_checkpoint(path)[key], tensor)
 
