@@ -20,6 +20,7 @@ import numpy as np
 
 from aa_flax.models.base import ModelSpec, Network
 from aa_flax.models.registry import resolve_spec
+from aa_flax.printable import accept_any_text, printable
 from aa_flax.weights import catalog
 from aa_flax.weights.abstract import abstract_model
 from aa_flax.weights.config import PretrainedConfig, read_config
@@ -82,6 +83,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code: 0, 2 for bad input, 130 when interrupted."""
+    accept_any_text()
     options = parse_arguments(arguments)
     try:
         if options.list is not None:
@@ -90,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             convert(options)
     except (OSError, ValueError) as error:
         # CheckpointError and DownloadError are among these.
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt as interrupt:
         print(f"interrupted: {str(interrupt) or 'nothing was written'}", file=sys.stderr)
@@ -241,13 +243,13 @@ def print_summary(
     taps = "no blur" if layout.filter_size is None else f"blurs of {layout.filter_size} taps"
     megabytes = (options.output / WEIGHTS_NAME).stat().st_size / 2**20
     license = options.license or (entry.license if entry else None)
-    print(f"{spec} from {path}")
+    print(printable(f"{spec} from {path}"))
     print(f"  checkpoint  {layout.name} layout, {taps}, sha256 {digest[:16]}…")
     if entry:
         print(f"  published   {entry.training}, top-1 {entry.top1:.2f} %, consistency {entry.consistency:.2f} %")
-    print(f"  licence     {license or 'not known; --license records it'}")
+    print(printable(f"  licence     {license or 'not known; --license records it'}"))
     print(f"  network     {parameters:,} parameters, {statistics:,} statistics, {spec.num_classes} classes")
-    print(f"  written     {options.output}{os.sep} ({WEIGHTS_NAME} {megabytes:.1f} MiB, config.json)")
+    print(printable(f"  written     {options.output}{os.sep} ({WEIGHTS_NAME} {megabytes:.1f} MiB, config.json)"))
     if not blurs_alike(layout, model):
         print("  note        these weights were trained with other blurs or none: fine-tune before you use them")
     if options.skip_head:
@@ -280,13 +282,18 @@ def progress() -> Iterator[Callable[[str], Advance]]:
     if not console.is_terminal:
         yield plain_step
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[amount]}"), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.fields[amount]}"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as bars:
 
         def step(name: str) -> Advance:
             for task in bars.tasks:
                 bars.remove_task(task.id)
-            task = bars.add_task(name, total=None, amount="")
+            task = bars.add_task(printable(name), total=None, amount="")
             return lambda done, total: bars.update(task, completed=done, total=total, amount=amount(done, total))
 
         yield step
@@ -299,13 +306,13 @@ def amount(done: int, total: int | None) -> str:
 
 def plain_step(name: str) -> Advance:
     """Progress as lines: the step's name at once, and how far it is every few seconds."""
-    print(f"{name} …", file=sys.stderr)
+    print(printable(f"{name} …"), file=sys.stderr)
     printed = time.monotonic()
 
     def advance(done: int, total: int | None) -> None:
         nonlocal printed
         if time.monotonic() - printed > PLAIN_PROGRESS_SECONDS:
-            print(f"{name}: {amount(done, total)}", file=sys.stderr)
+            print(printable(f"{name}: {amount(done, total)}"), file=sys.stderr)
             printed = time.monotonic()
 
     return advance

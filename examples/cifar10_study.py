@@ -23,11 +23,11 @@ import numpy as np
 import tyro
 from flax import nnx
 from jax.tree_util import Partial
-from rich.console import Console
 
 import aa_flax
 from aa_flax import consistency
 from aa_flax.models.registry import resolve_spec
+from train.console import open_console
 from train.data import DataConfig, Dataset, evaluation_batches, open_dataset
 from train.data.augment import normalise, random_flip, random_shift
 from train.errors import CommandError
@@ -355,7 +355,7 @@ def plain_start(study: Study, images: Images, run: Run) -> tuple[Any, Any]:
 
 def main(study: Study) -> None:
     """Makes the runs that are missing."""
-    console = Console(stderr=True)
+    console = open_console(stderr=True)
     study = small_form(study) if study.small else study
     for model in study.models:
         resolve_spec(model)
@@ -371,7 +371,7 @@ def main(study: Study) -> None:
             trainer = Trainer(study, images, wanted[0].spec)
             for run in wanted:
                 if study.limit is not None and time.perf_counter() - began > study.limit:
-                    console.print(f"[yellow]stopped after {study.limit:.0f} s; the same command goes on[/]")
+                    console.print(f"stopped after {study.limit:.0f} s; the same command goes on", style="yellow")
                     return
                 start = None
                 if run.recipe == "finetune":

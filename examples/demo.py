@@ -16,12 +16,12 @@ matplotlib.use("Agg")
 import numpy as np
 import tyro
 from matplotlib import pyplot as plt
-from rich.console import Console
 from rich.table import Table
 
 from aa_flax import consistency
 from train import fit
 from train.config import LogConfig
+from train.console import open_console
 from train.data import Dataset, open_dataset
 from train.display import duration
 from train.errors import CommandError
@@ -70,16 +70,16 @@ class Outcome:
 
 def run(config: Config) -> int:
     """Trains, measures, prints a table and draws the picture."""
-    console = Console()
+    console = open_console()
     started = time.monotonic()
     outcomes = {}
     for name, suffix in zip(NAMES, ("plain", f"lpf{config.filter_size}"), strict=True):
-        console.print(f"training the {name} {config.network}", style="bold", highlight=False)
+        console.print(f"training the {name} {config.network}", style="bold")
         outcomes[name] = _outcome(config, f"{config.network}_{suffix}")
     console.print(_table(outcomes))
     picture = config.output / "demo.png"
     _draw(outcomes, config, picture)
-    console.print(f"{picture} · {duration(time.monotonic() - started)}", highlight=False)
+    console.print(f"{picture} · {duration(time.monotonic() - started)}")
     return 0
 
 

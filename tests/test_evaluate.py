@@ -304,6 +304,42 @@ def test_hostile_photos_are_counted_not_dropped(weights, tmp_path, capsys):
     assert not (tmp_path / "second.json").exists()
 
 
+def test_names_are_shown_as_they_are_and_never_end_a_measurement(weights, tmp_path, capsys):
+    root, kept, report_file = tmp_path / "photos", tmp_path / "[crops]", tmp_path / "[x] report.json"
+    write_photos(root, 3)
+    longest = f"{'n' * 250}.png"
+    (root / "a/000.png").rename(root / "a" / longest)
+    (root / "b/001.png").rename(root / "b/[bold]:cat:.png")
+    unreadable = {"a/x[red].png": "a/x[red].png", "c/\x1b[2J.png": r"c/\x1b[2J.png"}
+    for name in unreadable:
+        (root / name).write_text("no picture")
+    command = ["evaluate", "--data", str(root), "--weights", str(weights), "--protocols", "accuracy"]
+    options = ["--save-images", str(kept), "--output", str(report_file), "--max-unreadable", "1"]
+    assert main([*command, *options]) == 0
+    printed = capsys.readouterr().out
+    assert "top-1 accuracy" in printed
+    for shown in unreadable.values():
+        assert f"{shown} (not an image" in printed
+    assert "\x1b" not in printed
+    report = json.loads(report_file.read_text())
+    assert {each["file"] for each in report["unreadable"]} == set(unreadable)
+    assert set(report["per_image"]["file"]) == {f"a/{longest}", "b/[bold]:cat:.png", "c/002.png"}
+    assert len(list(kept.rglob("*.png"))) == 3
+    assert (kept / "b/[bold]:cat:.png.png").exists()
+
+
+def test_pictures_that_cannot_be_kept_cost_no_figures(photos, weights, tmp_path, capsys):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept/b").write_text("in the way")
+    command = ["evaluate", "--data", str(photos.root), "--weights", str(weights), "--protocols", "accuracy"]
+    options = ["--save-images", str(tmp_path / "kept"), "--output", str(tmp_path / "report.json")]
+    assert main([*command, *options]) == 2
+    printed = capsys.readouterr()
+    assert "top-1 accuracy" in printed.out
+    assert json.loads((tmp_path / "report.json").read_text())["images"] == 13
+    assert re.search(r"--save-images .*kept: 4 of 13 pictures could not be written, b/001.png first: ", printed.err)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

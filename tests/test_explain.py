@@ -25,7 +25,7 @@ from train.shift_views import Photo, View, choose_classes, look, read_photo
 pytestmark = pytest.mark.usefixtures("optimised")
 SMALL = Preprocessing(resize=36, crop=32)
 # The third is no formula that matplotlib could set.
-NAMES = ("cat & dog", "a<b>", r"$\frac$ | y", "fish", "bird", "cow", "bee")
+NAMES = ("cat & dog", "a<b>[/red]", r"$\frac$ | y", "fish", "bird", "cow", "bee")
 
 
 def save(directory: Path, spec: str, *, seed: int = 0, **changes) -> Path:
@@ -150,8 +150,8 @@ def run(networks, picture, output, *options) -> int:
 
 def test_writes_the_pictures(networks, picture, tmp_path, capsys):
     compare = ["--compare", "resnet18_lpf3", str(networks["resnet18_lpf3"])]
-    assert run(networks, picture, tmp_path / "new/out", *compare, "--milliseconds", "60", "--classes", "3") == 0
-    output = tmp_path / "new/out"
+    assert run(networks, picture, tmp_path / "new/out[/y]", *compare, "--milliseconds", "60", "--classes", "3") == 0
+    output = tmp_path / "new/out[/y]"
     assert {path.name for path in output.iterdir()} == {"probabilities.png", "shifts.png", "shift.gif", "explain.json"}
     for name in ("probabilities.png", "shifts.png"):
         with Image.open(output / name) as image:

@@ -313,3 +313,16 @@ def test_a_batch_must_be_shared_evenly(batch, accumulate, devices, message):
     with pytest.raises(CommandError, match=message):
         check_batch(batch, accumulate, devices)
     check_batch(64, 2, 8)
+
+
+@pytest.mark.parametrize("name", ["[base]", "runs/[a-z] x", "a[!b]"])
+def test_a_directory_whose_checkpoints_would_be_lost_is_refused(tmp_path, name):
+    with pytest.raises(CommandError, match=r"--run-dir .*would be lost.*choose a directory"), claimed(tmp_path / name):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["base]", "a*", "b?", "[", "é {x}"])
+def test_other_names_are_taken(tmp_path, name):
+    with claimed(tmp_path / name):
+        assert (tmp_path / name).is_dir()

@@ -3,6 +3,7 @@
 import json
 import random
 import resource
+import shlex
 import shutil
 import signal
 import time
@@ -42,10 +43,10 @@ def cache(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory, cache) -> Path:
     """A small run from start to end."""
-    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    run_dir = tmp_path_factory.mktemp("undisturbed") / "a base] é"
     output = finish(start(*SMALL, "--run-dir", str(run_dir), cache=cache))
     assert "finished" in output
-    assert f"python -m train export {run_dir} --output DIR" in " ".join(output.split())
+    assert f"python -m train export {shlex.quote(str(run_dir))} --output DIR" in " ".join(output.split())
     return run_dir
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import tyro
 
+from aa_flax.printable import accept_any_text, printable
 from train.errors import CommandError
 
 
@@ -63,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
       the command's exit code; 2 when it ended in a `CommandError`, whose message is then the
       one line on stderr; 130 when it was interrupted.
     """
+    accept_any_text()
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
         print(_overview(), file=sys.stdout if words else sys.stderr)
@@ -76,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return module.run(_parse(module, options, f"python -m train {name}"))
     except CommandError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return USAGE_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

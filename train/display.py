@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from rich.table import Table
+
+from train.console import Words
 
 PLAIN_SECONDS = 30.0
 # Terminals narrower than this have no bar.
@@ -31,10 +33,10 @@ class Display:
         self._printed = time.monotonic()
         roomy = console is not None and console.width >= BAR_COLUMNS
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            Words("{task.description}"),
             *([BarColumn(bar_width=20)] if roomy else []),
-            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
-            TextColumn("{task.fields[facts]}"),
+            Words("step {task.completed:.0f}/{task.total:.0f}"),
+            Words("{task.fields[facts]}"),
             TimeRemainingColumn(compact=True),
             console=console,
             disable=console is None or not console.is_terminal,
@@ -70,7 +72,7 @@ class Display:
         """Prints a line above the live one."""
         self._printed = time.monotonic()
         if self._console is not None:
-            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+            self._console.print(text, soft_wrap=True)
 
 
 def summary(rows: Sequence[tuple[str, Any]], title: str) -> Table:

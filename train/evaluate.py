@@ -11,13 +11,12 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.tree_util import Partial
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from aa_flax.consistency import Protocol
 from aa_flax.models.registry import parse_spec
 from aa_flax.weights.config import Preprocessing, PretrainedConfig
 from aa_flax.weights.store import WEIGHTS_NAME, load_pretrained, read_config
+from train.console import open_console, progress
 from train.data import Batch, Batches, ImageFolder, evaluation_batches, reflect_margin
 from train.data.sources import class_folders, default_class_names
 from train.errors import CommandError
@@ -96,7 +95,8 @@ def run(config: Config) -> int:
         workers=config.workers,
         max_bad_fraction=config.max_unreadable,
     )
-    result = _score(config, fn, batches, protocols, preprocessing, photos)
+    failed: dict[str, str] = {}
+    result = _score(config, fn, batches, protocols, preprocessing, photos, failed)
     evaluation = Evaluation(
         pretrained=pretrained,
         weights=None if config.weights is None else config.weights / WEIGHTS_NAME,
@@ -106,12 +106,20 @@ def run(config: Config) -> int:
         reasons=batches.bad.found,
     )
     if jax.process_index() == 0:
-        # Printed first: a disk that has filled up meanwhile must not cost the figures.
-        print_table(evaluation, Console())
-        if config.save_diagonal is not None:
-            keep_diagonal(result.results["diagonal"], config.save_diagonal)
-        if config.output is not None:
-            _write(config.output, as_json(evaluation))
+        try:
+            if config.output is not None:
+                _write(config.output, as_json(evaluation))
+            if config.save_diagonal is not None:
+                keep_diagonal(result.results["diagonal"], config.save_diagonal)
+        finally:
+            # A disk that has filled up meanwhile must not cost the figures.
+            print_table(evaluation, open_console())
+    if failed:
+        photo, reason = next(iter(failed.items()))
+        raise CommandError(
+            f"--save-images {config.save_images}: {len(failed)} of {len(photos)} pictures could not be written, "
+            f"{photo} first: {reason}; all figures above are complete"
+        )
     return 0
 
 
@@ -130,12 +138,13 @@ def _score(
     protocols: dict[str, Protocol],
     preprocessing: Preprocessing,
     photos: ImageFolder,
+    failed: dict[str, str],
 ) -> Score:
     stream: Iterable[Batch] = batches
     if config.save_images is not None:
-        stream = keep_crops(batches, config.save_images, preprocessing.crop, photos.name)
+        stream = keep_crops(batches, config.save_images, preprocessing.crop, photos.name, failed)
     try:
-        with _progress() as bar, jax.default_matmul_precision(_precision(config)):
+        with progress(open_console(stderr=True), "photos") as bar, jax.default_matmul_precision(_precision(config)):
             task = bar.add_task("measuring", total=-(-len(photos) // jax.process_count()))
             return score(
                 fn,
@@ -269,17 +278,6 @@ def read_offsets(path: Path) -> np.ndarray:
     if offsets.dtype.kind != "i" or offsets.ndim not in (3, 4) or offsets.shape[-2:] != (2, 2):
         raise CommandError(f"--offsets {path} holds no (pairs, 2, 2) whole numbers: which of two, (rows, columns)")
     return offsets
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("photos"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
 
 
 def _write(path: Path, report: dict[str, Any]) -> None:

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from train import explain_pictures as pictures
 from train.class_names import readable_names
+from train.console import open_console, progress
 from train.errors import CommandError
 from train.evaluate import as_function
 from train.files import write_atomically
@@ -71,13 +70,11 @@ def run(config: Config) -> int:
         config.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CommandError(f"--output {config.output} cannot be made: {error.strerror}") from error
-    bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*bar, console=console) as progress, jax.default_matmul_precision("highest"):
+    with progress(open_console(stderr=True)) as bars, jax.default_matmul_precision("highest"):
         views = []
         for network in networks:
             name = network.config.model
-            task = progress.add_task(name, total=photo.last**2 + 1)
+            task = bars.add_task(name, total=photo.last**2 + 1)
             views.append(
                 look(
                     name,
@@ -85,12 +82,12 @@ def run(config: Config) -> int:
                     photo,
                     preprocessing,
                     batch=config.batch,
-                    progress=lambda count, task=task: progress.advance(task, count),
+                    progress=lambda count, task=task: bars.advance(task, count),
                 )
             )
         shown = {index: names[index] for index in choose_classes(views, config.classes)}
-        task = progress.add_task("drawing", total=photo.last + 3)
-        _write(config, views, shown, photo, lambda: progress.advance(task))
+        task = bars.add_task("drawing", total=photo.last + 3)
+        _write(config, views, shown, photo, lambda: bars.advance(task))
     _summarise(views, names, config.output)
     return 0
 
@@ -160,6 +157,6 @@ def _summarise(views: Sequence[View], names: Sequence[str], output: Path) -> Non
             f"{view.consistency:.1f} %",
             f"{view.flips} of {len(view.diagonal) - 1}",
         )
-    console = Console()
+    console = open_console()
     console.print(table)
-    console.print(f"wrote {', '.join(FILES)} to {output}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"wrote {', '.join(FILES)} to {output}", soft_wrap=True)

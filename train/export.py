@@ -9,6 +9,7 @@ import tyro
 from flax import nnx
 from jax.sharding import SingleDeviceSharding
 
+from aa_flax.printable import printable
 from aa_flax.weights.store import Preprocessing, save_pretrained
 from train.checkpoint import Checkpoints, quiet_storage_library
 from train.config import TrainConfig
@@ -79,8 +80,8 @@ def run(config: Config) -> int:
     except (OSError, ValueError) as error:
         raise CommandError(f"--output {config.output}: {error}") from error
     kind = "moving average" if ema else "weights"
-    print(f"{config.output}: {record.config.model}, {kind} of step {step:,}")
-    print(f'use it: aa_flax.load_pretrained("{config.output}")')
+    print(printable(f"{config.output}: {record.config.model}, {kind} of step {step:,}"))
+    print(f"use it: aa_flax.load_pretrained({str(config.output)!r})")
     return 0
 
 

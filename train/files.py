@@ -1,6 +1,7 @@
 """Files that are whole or not there."""
 
 import os
+import secrets
 from pathlib import Path
 
 
@@ -15,7 +16,8 @@ def write_atomically(path: Path, content: bytes) -> None:
         OSError: The directory cannot be made or the file cannot be written; no part is left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # Not made from the file's name, which may be as long as a name can be.
+    part = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         with part.open("wb") as stream:
             stream.write(content)

@@ -1,7 +1,7 @@
 """`python -m train fit`: trains a network, from the first step or from where it stopped."""
 
 import dataclasses
-import logging
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -10,10 +10,10 @@ from pathlib import Path
 import jax
 import tyro
 from rich.console import Console
-from rich.logging import RichHandler
 
 from train.checkpoint import quiet_storage_library
 from train.config import TrainConfig, validate
+from train.console import log_to, open_console
 from train.data import DataConfig, Dataset, open_dataset, steps_per_epoch
 from train.display import Display, duration, summary
 from train.distributed import LaunchConfig, Placement, check_batch, is_lead, start
@@ -101,10 +101,8 @@ def run(config: TrainConfig, *, report: bool = True) -> int:
     start(config.launch)
     placement = Placement.of_all_devices()
     check_batch(config.batch, config.accumulate, jax.device_count())
-    console = Console(stderr=True) if is_lead() else None
-    # Instead of the handler that a library has set up by being imported, which would write into the live line.
-    handler = RichHandler(console=console or Console(stderr=True), show_time=False, show_path=False)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    console = open_console(stderr=True) if is_lead() else None
+    log_to(console or open_console(stderr=True))
     run_dir = config.run_dir or default_run_dir(config)
     try:
         with claimed(run_dir):
@@ -150,7 +148,6 @@ def _report(config: TrainConfig, run_dir: Path, session: Session, ending: Ending
         console.print(
             f"stopped by {around.interrupt.reason} at step {training.step:,} of {total:,}; everything is saved in "
             f"{run_dir}. The same command continues.",
-            highlight=False,
             soft_wrap=True,
         )
         return
@@ -169,5 +166,5 @@ def _report(config: TrainConfig, run_dir: Path, session: Session, ending: Ending
     if around.feed.unreadable():
         rows.append(("unreadable images", f"{around.feed.unreadable()}, named above"))
     rows.append(("run", str(run_dir)))
-    rows.append(("next", f"python -m train export {run_dir} --output DIR"))
+    rows.append(("next", f"python -m train export {shlex.quote(str(run_dir))} --output DIR"))
     console.print(summary(rows, "finished"))

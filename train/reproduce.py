@@ -15,9 +15,11 @@ from pathlib import Path
 
 import jax
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
+from aa_flax.printable import printable
 from train import report
+from train.console import open_console, progress
 from train.errors import CommandError
 from train.measuring import (
     Numbers,
@@ -122,7 +124,7 @@ def run(config: Config) -> int:
     Raises:
         CommandError: An option that cannot be used; photos that cannot.
     """
-    console = Console(stderr=True)
+    console = open_console(stderr=True)
     if config.published_only:
         _make(config.output)
         _write(config.output, report.build(published_entries()), console)
@@ -132,11 +134,11 @@ def run(config: Config) -> int:
     photos = open_validation(config.data)
     _make(config.output)
     try:
-        with _progress(console) as progress:
-            outcome = _measure_all(config, chosen, photos, progress)
+        with progress(console) as bars:
+            outcome = _measure_all(config, chosen, photos, bars)
     except KeyboardInterrupt:
         kept = config.output / RESULTS
-        print(f"stopped; finished networks are kept in {kept}, the same command goes on", file=sys.stderr)
+        print(printable(f"stopped; finished networks are kept in {kept}, the same command goes on"), file=sys.stderr)
         return STOPPED
     entries = [_with_numbers(entry, outcome, config.settings) for entry in published_entries()]
     page = report.build(
@@ -234,7 +236,7 @@ def _numbers(config: Config, checkpoint: Checkpoint, weights: Weights, photos: P
 def _say(progress: Progress, checkpoint: Checkpoint, numbers: Numbers, note: str) -> None:
     """A line for each network, for people who wait and for logs, where bars are not drawn."""
     text = f"{checkpoint.name}: top-1 {numbers.top1}, consistency {numbers.consistency}, {note}"
-    progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
+    progress.console.print(text, soft_wrap=True)
 
 
 def _with_numbers(entry: Entry, outcome: Outcome, settings: Settings) -> Entry:
@@ -279,13 +281,13 @@ def _device() -> str:
 
 
 def _write(output: Path, page: Page, console: Console) -> None:
-    with _progress(console) as progress:
-        task = progress.add_task("drawing", total=2 * len(page.figures()))
+    with progress(console) as bars:
+        task = bars.add_task("drawing", total=2 * len(page.figures()))
         try:
-            paths = write_page(page, output, progress=lambda: progress.advance(task))
+            paths = write_page(page, output, progress=lambda: bars.advance(task))
         except OSError as error:
             raise CommandError(f"--output {output} cannot be written: {error.strerror}") from error
-    print(f"wrote {paths[0]} and {paths[1]}")
+    print(printable(f"wrote {paths[0]} and {paths[1]}"))
 
 
 def _summarise(outcome: Outcome, rows: int) -> None:
@@ -294,12 +296,6 @@ def _summarise(outcome: Outcome, rows: int) -> None:
         if listed:
             print(f"{heading}: {len(listed)}")
         for name, reason in listed[:MOST_LISTED]:
-            print(f"  {name}: {reason}")
+            print(printable(f"  {name}: {reason}"))
         if len(listed) > MOST_LISTED:
             print(f"  and {len(listed) - MOST_LISTED} more, see the report")
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
-    )

@@ -1,6 +1,7 @@
 """The directory of a run: what is in it, who may write to it, whether it may be continued."""
 
 import fcntl
+import fnmatch
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,6 +30,7 @@ def claimed(run_dir: Path) -> Iterator[None]:
     Raises:
         CommandError: it cannot be made or written to, or another process trains in it.
     """
+    _check_name(run_dir)
     if not is_lead():
         yield
         return
@@ -47,6 +49,16 @@ def claimed(run_dir: Path) -> Iterator[None]:
             yield
         finally:
             _remove_unused(run_dir)
+
+
+def _check_name(run_dir: Path) -> None:
+    """Orbax looks for what it has just saved by a pattern: below `[a]` it finds nothing, and the checkpoint is lost."""
+    for name in run_dir.absolute().parts:
+        if not fnmatch.fnmatchcase(name, name):
+            raise CommandError(
+                f"--run-dir {run_dir}: checkpoints below {name!r} would be lost, because the library that saves them "
+                "reads brackets as a pattern; choose a directory without them"
+            )
 
 
 def _remove_unused(run_dir: Path) -> None:

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from rich.console import Console
 from rich.progress import track
 
+from train.console import open_console
 from train.data.cache import ArrayCache, file_sha256
 from train.data.decode import UnreadableImageError, decode_rgb
 from train.data.sources import ArraySource
@@ -117,7 +117,7 @@ def _decode(location: Path) -> dict[str, np.ndarray]:
         _encoded_images(location),
         description="decoding CIFAR-10 (once)",
         total=60_000,
-        console=Console(stderr=True),
+        console=open_console(stderr=True),
     )
     for name, data in images:
         split = name.split("/")[0]

@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -55,7 +56,8 @@ def run(config: Config) -> int:
         raise CommandError(f"writing {config.name} to {config.dir} failed: {error}") from error
     for split in SPLITS[config.name]:
         print(f"{split}: {builder.info.splits[split].num_examples} images in {builder.data_path}")
-    print(f"train with: python -m train fit ... --data.name tfds_{config.name} --data.dir {config.dir}")
+    where = shlex.quote(str(config.dir))
+    print(f"train with: python -m train fit ... --data.name tfds_{config.name} --data.dir {where}")
     return 0
 
 
