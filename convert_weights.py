@@ -32,6 +32,7 @@ from aa_flax.weights.mapping import (
     detect_layout,
     tensors_in_layout,
 )
+from aa_flax.weights.statistics import describe_folded_norms
 from aa_flax.weights.store import WEIGHTS_NAME, load_pretrained, save_pretrained
 from aa_flax.weights.torch_reader import read_torch_checkpoint
 from aa_flax.weights.variables import variables
@@ -252,6 +253,9 @@ def print_summary(
     print(printable(f"  written     {options.output}{os.sep} ({WEIGHTS_NAME} {megabytes:.1f} MiB, config.json)"))
     if not blurs_alike(layout, model):
         print("  note        these weights were trained with other blurs or none: fine-tune before you use them")
+    folded = describe_folded_norms(model)
+    if folded:
+        print(f"  note        {folded}: train with --recalibrate-bn or --net.frozen-bn")
     if options.skip_head:
         print("  note        the classifier is fresh: fine-tune before you use it")
 

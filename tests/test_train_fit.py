@@ -282,3 +282,42 @@ def test_bfloat16_keeps_float32_weights_and_writes_logs_and_a_trace(tmp_path):
     assert list((tmp_path / "run" / "tensorboard").iterdir())
     line = lines(tmp_path / "run")[-1]
     assert {"loss", "accuracy", "lr", "grad_norm", "epoch", "images_per_second", "data_wait"} <= line.keys()
+
+
+@pytest.fixture
+def never_trained(tmp_path) -> Path:
+    """Weights whose BatchNorm statistics are no images'."""
+    from flax import nnx
+
+    import aa_flax
+
+    model = aa_flax.create_model("mobilenet_v2_lpf3", num_classes=10, width_mult=0.25, rngs=nnx.Rngs(3))
+    return save_pretrained(model, tmp_path / "weights")
+
+
+@pytest.mark.usefixtures("small_network")
+def test_statistics_that_are_no_images_are_told_and_taken_anew(tmp_path, never_trained, capsys):
+    words = [*IN_PROCESS, "--init", str(never_trained), "--optim.lr", "1e-9", "--optim.weight-decay", "0"]
+    assert main([*words, "--recalibrate-bn", "2", "--run-dir", str(tmp_path / "anew")]) == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert "statistics are now those of 2 batches of training images; " in told
+    assert "folded layers still compute what they did" in told
+    # Weights that do not move do not learn, and that is told too.
+    assert "the loss is still that of guessing, ln(10) = 2.3026: nothing is learned so far." in told
+    # The scale is that of the two batches, the variance has followed eight others.
+    arrays = final_arrays(tmp_path / "anew")
+    first = arrays["params.head.bn.scale"]
+    np.testing.assert_allclose(first, np.sqrt(arrays["stats.head.bn.var"] + 1e-5), rtol=0.5)
+
+
+@pytest.mark.usefixtures("small_network")
+def test_frozen_normalisations_stay_as_they_are(tmp_path, never_trained, capsys):
+    words = [*IN_PROCESS, "--init", str(never_trained), "--net.frozen-bn"]
+    assert main([*words, "--run-dir", str(tmp_path / "run")]) == 0
+    assert "BatchNorm layers" not in capsys.readouterr().err
+    arrays, before = final_arrays(tmp_path / "run"), load_pretrained(never_trained)
+    assert not np.array_equal(arrays["params.head.conv.kernel"], before.head.conv.kernel[...])
+    for kind, name in (("params", "scale"), ("params", "bias"), ("stats", "mean"), ("stats", "var")):
+        np.testing.assert_array_equal(arrays[f"{kind}.head.bn.{name}"], getattr(before.head.bn, name)[...])
+    assert main(["export", str(tmp_path / "run"), "--output", str(tmp_path / "out")]) == 0
+    assert read_config(tmp_path / "out").options["frozen_bn"] is True

@@ -43,6 +43,9 @@ class NetworkConfig:
     drop_rate: float | None = None
     """DenseNet: dropout on the new features of each layer."""
 
+    frozen_bn: bool = False
+    """Normalise by the statistics of the given weights throughout, and train no scale or bias of BatchNorm."""
+
     def family_options(self) -> dict[str, Any]:
         """The options of one family that were given, as arguments of `aa_flax.create_model`."""
         given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -114,6 +117,9 @@ class TrainConfig:
     new_head: bool = False
     """With --init: start the classifier afresh, for another number of classes."""
 
+    recalibrate_bn: int | None = None
+    """With --init: before the first update take BatchNorm's statistics from so many batches of training images."""
+
     on_device: bool = False
     """Keep the whole data set in device memory (small images of one size only): no loader, no waiting."""
 
@@ -173,6 +179,7 @@ _RULES: dict[str, Rule] = {
     "validate_every": _AT_LEAST_1,
     "checkpoint_every": _AT_LEAST_1,
     "profile": _AT_LEAST_0,
+    "recalibrate_bn": _AT_LEAST_1,
     "log.every": _AT_LEAST_1,
     "optim.lr": _POSITIVE,
     "optim.drop_every": _AT_LEAST_1,
@@ -214,6 +221,10 @@ def _validate_together(config: TrainConfig) -> None:
         raise CommandError(f"--optim.warmup-epochs is {warmup}, but must be from 0 to --epochs ({config.epochs})")
     if config.new_head and config.init is None:
         raise CommandError("--new-head starts the classifier of given weights afresh: it needs --init")
+    if config.recalibrate_bn is not None and config.init is None:
+        raise CommandError("--recalibrate-bn takes the statistics of given weights anew: it needs --init")
+    if config.recalibrate_bn is not None and config.net.frozen_bn:
+        raise CommandError("--recalibrate-bn and --net.frozen-bn exclude each other: give one of them")
     if config.preset == "finetune" and config.init is None:
         name = parse_spec(config.model)[0]
         raise CommandError(

@@ -215,4 +215,6 @@ class Training:
             f"accuracy {result['accuracy']:.2f} · consistency {result['consistency']:.2f} · "
             f"{self.meter.total.images_per_second:,.0f} images/s"
         )
+        for line in around.validator.symptoms(self.loss, result):
+            around.display.say(line)
         self.meter.pause()

@@ -83,13 +83,20 @@ def learning_rate(config: OptimConfig, *, epochs: int, steps_per_epoch: int) -> 
     return rate
 
 
-def sgd(config: OptimConfig, rate: Schedule) -> optax.GradientTransformation:
-    """PyTorch's SGD: decay joins the gradient, the momentum has no damping, the rate multiplies last."""
+def sgd(config: OptimConfig, rate: Schedule, *, frozen_norms: bool = False) -> optax.GradientTransformation:
+    """PyTorch's SGD: decay joins the gradient, the momentum has no damping, the rate multiplies last.
+
+    Args:
+        config: the numbers.
+        rate: the learning rate.
+        frozen_norms: the network's normalisations are frozen: what has no gradient is not to decay either.
+    """
     steps: list[optax.GradientTransformation] = []
     if config.clip_norm is not None:
         steps.append(optax.clip_by_global_norm(config.clip_norm))
     if config.weight_decay:
-        steps.append(optax.add_decayed_weights(config.weight_decay, None if config.decay_all else kernels))
+        everything = without_norms if frozen_norms else None
+        steps.append(optax.add_decayed_weights(config.weight_decay, everything if config.decay_all else kernels))
     momentum = config.momentum or None
     steps.append(optax.sgd(rate, momentum=momentum, nesterov=config.nesterov))
     return optax.chain(*steps)
@@ -98,3 +105,10 @@ def sgd(config: OptimConfig, rate: Schedule) -> optax.GradientTransformation:
 def kernels(params: Any) -> Any:
     """A tree of booleans: True for kernels, False for biases and BatchNorm's scales."""
     return jax.tree.map(lambda p: p.ndim > 1, params)
+
+
+def without_norms(params: Any) -> Any:
+    """A tree of booleans: False for the scales and biases of normalisations, the layers that have a scale."""
+    if not isinstance(params, dict):
+        return True
+    return {name: without_norms(each) if "scale" not in params else False for name, each in params.items()}

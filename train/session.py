@@ -21,10 +21,11 @@ from train.initial import initial_network
 from train.interrupt import Interrupt
 from train.loop import Surroundings, Training
 from train.optim import learning_rate, sgd
+from train.recalibrate import settle_statistics
 from train.record import plain
 from train.rundir import CHECKPOINTS, leave_record, may_continue
 from train.runlog import RunLog, read_scores
-from train.step import StepOptions, TrainState, TrainStep, initial_state, make_train_step, split_model
+from train.step import Prepare, StepOptions, TrainState, TrainStep, initial_state, make_train_step, split_model
 from train.validation import Validator
 
 
@@ -62,7 +63,8 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
 
 def optimizer_of(config: TrainConfig, per_epoch: int) -> GradientTransformation:
     """The optimiser of a run."""
-    return sgd(config.optim, learning_rate(config.optim, epochs=config.epochs, steps_per_epoch=per_epoch))
+    rate = learning_rate(config.optim, epochs=config.epochs, steps_per_epoch=per_epoch)
+    return sgd(config.optim, rate, frozen_norms=config.net.frozen_bn)
 
 
 def abstract_network(config: TrainConfig, num_classes: int) -> nnx.Module:
@@ -85,6 +87,13 @@ def _train_step(config: TrainConfig, dataset: Dataset, model: nnx.Module, per_ep
         ema=config.optim.ema,
         remat=config.remat,
     )
+    rate = learning_rate(config.optim, epochs=config.epochs, steps_per_epoch=per_epoch)
+    optimizer, prepare = optimizer_of(config, per_epoch), _prepare(config, dataset)
+    return make_train_step(split_model(model)[0], optimizer, rate, prepare, options)
+
+
+def _prepare(config: TrainConfig, dataset: Dataset) -> Prepare:
+    """What happens to a batch of images on the devices."""
 
     def prepare(images: jax.Array, step: jax.Array) -> jax.Array:
         return augment(
@@ -95,8 +104,7 @@ def _train_step(config: TrainConfig, dataset: Dataset, model: nnx.Module, per_ep
             preprocessing=dataset.preprocessing,
         )
 
-    rate = learning_rate(config.optim, epochs=config.epochs, steps_per_epoch=per_epoch)
-    return make_train_step(split_model(model)[0], sgd(config.optim, rate), rate, prepare, options)
+    return prepare
 
 
 def _starting_state(
@@ -112,7 +120,9 @@ def _starting_state(
             say(f"{line}; set aside")
         say(f"continuing from step {restored.step:,}")
         return restored.state, restored.step
-    _, params, stats = split_model(initial_network(config, dataset.num_classes))
+    network = initial_network(config, dataset.num_classes)
+    settle_statistics(network, config, dataset, placement, _prepare(config, dataset), say)
+    _, params, stats = split_model(network)
     state = initial_state(params, stats, optimizer, ema=config.optim.ema is not None)
     return placement.everywhere(state), 0
 

@@ -1,7 +1,7 @@
 """Accuracy and crop consistency on the validation images after each epoch."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,7 +10,9 @@ from jax.tree_util import Partial
 
 from aa_flax.consistency import Crop
 from train.data import Dataset, val_batches
+from train.data.balance import majority_rate
 from train.scoring import protocols_for, score, whole_batch
+from train.symptoms import symptoms
 
 # Pairs of crops for each image. Every pair costs two passes; a single one already has a standard error of a few
 # tenths on ImageNet's 50,000 images, and small sets take more to get there.
@@ -37,6 +39,7 @@ class Validator:
         self._logits = logits
         self._dataset = dataset
         self._batch = whole_batch(batch)
+        self._majority = majority_rate(dataset.val)
         protocols = protocols_for(
             ("accuracy", "crop"),
             dataset.preprocessing,
@@ -93,3 +96,12 @@ class Validator:
             "consistency": crop.value,
             "consistency_stderr": crop.stderr,
         }
+
+    def symptoms(self, loss: float, scores: Mapping[str, float]) -> list[str]:
+        """Lines about figures that only a network gives that learns nothing; see `train.symptoms`.
+
+        Args:
+            loss: mean training loss of the last updates.
+            scores: what measuring gave.
+        """
+        return symptoms(loss, scores, num_classes=self._dataset.num_classes, majority=self._majority)
