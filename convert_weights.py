@@ -23,7 +23,8 @@ from aa_flax.models.registry import resolve_spec
 from aa_flax.printable import accept_any_text, printable
 from aa_flax.weights import catalog
 from aa_flax.weights.abstract import abstract_model
-from aa_flax.weights.config import PretrainedConfig, read_config
+from aa_flax.weights.config import INTERPOLATIONS, Preprocessing, PretrainedConfig, read_config
+from aa_flax.weights.input_channels import with_input_channels
 from aa_flax.weights.mapping import (
     Layout,
     blurs_alike,
@@ -34,7 +35,7 @@ from aa_flax.weights.mapping import (
 )
 from aa_flax.weights.statistics import describe_folded_norms
 from aa_flax.weights.store import WEIGHTS_NAME, load_pretrained, save_pretrained
-from aa_flax.weights.torch_reader import read_torch_checkpoint
+from aa_flax.weights.torch_reader import list_state_dicts, read_torch_checkpoint
 from aa_flax.weights.variables import variables
 
 BAD_INPUT = 2
@@ -55,8 +56,16 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("input", metavar="IN", nargs="?", type=Path, help="the checkpoint; without it the published one is downloaded")
     add("--model", metavar="SPEC", help="the network: <name>[_lpf<k>|_plain], such as resnet50_lpf4")
     add("--output", metavar="DIR", type=Path, help="directory to write config.json and model.safetensors into")
+    add("--key", help="which state dict of a training checkpoint, such as state_dict_ema (default: the weights' own)")
+    add("--prefix", help="take the tensors alone whose names begin so, without it: backbone, encoder_q, model.net")
     add("--num-classes", type=int, default=1000, help="classes of the network (default 1000)")
     add("--skip-head", action="store_true", help="start the classifier afresh, to fine-tune on other classes")
+    add(
+        "--in-channels",
+        metavar="N",
+        type=int,
+        help="channels of the images, where the file has others: the first kernels are summed for 1, else repeated",
+    )
     add(
         "--allow-filter-change",
         action="store_true",
@@ -70,6 +79,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="an option of the network, such as pool_only=false; may be repeated",
     )
     add("--training", choices=("scratch", "finetuned"), help="which published checkpoint (default: the fine-tuned one)")
+    add("--resize", metavar="PIXELS", type=int, help="shorter side of an image after resizing (default 256)")
+    add("--crop", metavar="PIXELS", type=int, help="side of the centre crop (default 224)")
+    add("--interpolation", choices=INTERPOLATIONS, help="of the resizing (default bilinear)")
+    add("--mean", metavar="R,G,B", type=numbers, help="subtracted from the channels, 0 to 1 (default ImageNet's)")
+    add("--std", metavar="R,G,B", type=numbers, help="the channels are divided by it afterwards (default ImageNet's)")
     add("--license", metavar="TEXT", help="licence of the weights, for config.json; known for published ones")
     add("--verify", action="store_true", help="load the result again and compare it with the checkpoint")
     add("--overwrite", action="store_true", help="replace other weights in DIR")
@@ -80,6 +94,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.input and options.training:
         parser.error(f"--training chooses what to download: leave it out, or leave out {options.input}")
     return options
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """`0.485,0.456,0.406` as numbers."""
+    return tuple(float(word) for word in text.split(","))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -104,17 +123,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def convert(options: argparse.Namespace) -> None:
     """Converts one checkpoint and prints a summary."""
     network_options = {"num_classes": options.num_classes, **parse_network_options(options.option)}
+    if options.in_channels is not None:
+        network_options["in_channels"] = options.in_channels
     resolved = check_network(options, network_options)
     spec = str(resolved)
+    preprocessing = prepare_images(options, resolved.in_channels)
     with progress() as step:
         path = options.input or fetch(spec, options.training, step)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: " + ("it is no file" if path.exists() else "there is no such file"))
         digest = catalog.sha256_of(path, step(f"hashing {path.name}"))
-        check_output(options.output, digest, resolved, options.overwrite)
+        check_output(options, digest, resolved)
         step(f"converting {path.name}")
-        state = read_torch_checkpoint(path)
-        layout = detect_layout(state)
+        original = read_torch_checkpoint(path, key=options.key, prefix=options.prefix)
+        layout = detect_layout(original)
+        state = original if options.in_channels is None else with_input_channels(original, spec, options.in_channels)
         model = convert_state_dict(
             state,
             spec,
@@ -124,20 +147,23 @@ def convert(options: argparse.Namespace) -> None:
             **network_options,
         )
         entry = catalog.identify(digest)
-        keeps_function = blurs_alike(layout, model) and not options.skip_head
+        changes = list(notes_of_network(original, state, layout, model, options))
         step(f"writing {options.output}")
         save_pretrained(
             model,
             options.output,
-            source=describe_source(path, digest, layout, entry),
+            preprocessing=preprocessing,
+            source=describe_source(path, digest, layout, entry, options),
             license=options.license or (entry.license if entry else None),
-            metrics=figures(entry) if entry and keeps_function else {},
+            metrics=figures(entry) if entry and not changes else {},
         )
         try:
             verified = verify(options.output, state, model, options.skip_head, step) if options.verify else None
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"{options.output} is written, but not verified") from None
     print_summary(model, path, digest, layout, entry, options)
+    for note in (*notes_of_file(path, original, options), *changes, *notes_of_statistics(model)):
+        print(printable(f"  note        {note}"))
     if verified is not None:
         print(f"  verified    {verified} tensors, read back, equal the checkpoint's")
 
@@ -176,21 +202,83 @@ def fetch(spec: str, training: str | None, step: Callable[[str], Advance]) -> Pa
     )
 
 
-def check_output(directory: Path, digest: str, spec: ModelSpec, overwrite: bool) -> None:
+def prepare_images(options: argparse.Namespace, channels: int) -> Preprocessing:
+    """How the network's images are prepared: as the options say, else ImageNet's standard."""
+    standard = Preprocessing()
+    mean, std = standard.mean, standard.std
+    if channels == 1:
+        mean, std = ((round(sum(values) / len(values), 3),) for values in (mean, std))
+    elif channels != len(mean):
+        mean, std = (tuple(values[channel % len(values)] for channel in range(channels)) for values in (mean, std))
+    names = ("resize", "crop", "interpolation", "mean", "std")
+    given = {name: value for name in names if (value := getattr(options, name)) is not None}
+    prepared = Preprocessing(**{"mean": mean, "std": std, **given})
+    if len(prepared.mean) != channels:
+        raise ValueError(f"--mean and --std have {len(prepared.mean)} numbers, the images {channels} channels")
+    return prepared
+
+
+def check_output(options: argparse.Namespace, digest: str, spec: ModelSpec) -> None:
     """Refuses to replace anything but what the same command has written before."""
-    if overwrite or not (directory / WEIGHTS_NAME).exists():
+    directory = options.output
+    if options.overwrite or not (directory / WEIGHTS_NAME).exists():
         return
     with contextlib.suppress(OSError, ValueError):
         config = read_config(directory)
-        if config.source.get("sha256") == digest and config.spec() == spec:
+        chosen = {"sha256": digest, "key": options.key, "prefix": options.prefix}
+        if config.spec() == spec and all(config.source.get(name) == value for name, value in chosen.items()):
             return
     raise FileExistsError(f"{directory}: holds other weights; give another --output, or --overwrite")
 
 
-def describe_source(path: Path, digest: str, layout: Layout, entry: catalog.Published | None) -> dict[str, Any]:
+def describe_source(
+    path: Path, digest: str, layout: Layout, entry: catalog.Published | None, options: argparse.Namespace
+) -> dict[str, Any]:
     """What config.json says about where the weights come from."""
     source = {"file": path.name, "sha256": digest, "layout": layout.name, "filter_size": layout.filter_size}
+    source |= {name: value for name in ("key", "prefix") if (value := getattr(options, name)) is not None}
     return source | ({"url": entry.url, "published": entry.spec, "training": entry.training} if entry else {})
+
+
+def notes_of_file(path: Path, state: Mapping[str, np.ndarray], options: argparse.Namespace) -> Iterator[str]:
+    """What a person should know about the file: which of its weights were taken."""
+    found = list_state_dicts(path)
+    if options.key is None and len(found) > 1:
+        taken, *others = (f"{name[:60]!r} ({count} tensors)" for name, count in found.items())
+        yield f"taken is {taken}; the file also has {', '.join(others[:8])}: --key takes another"
+    for name, array in state.items():
+        if name.rpartition(".")[2] == "n_averaged":
+            yield (
+                f"these are the average of {int(array)} sets of weights: their batch statistics are right only if "
+                "they were taken anew (torch.optim.swa_utils.update_bn)"
+            )
+
+
+def notes_of_network(
+    original: Mapping[str, np.ndarray],
+    state: Mapping[str, np.ndarray],
+    layout: Layout,
+    model: Network,
+    options: argparse.Namespace,
+) -> Iterator[str]:
+    """What a person should know about the network: in what it is not the file's."""
+    if not blurs_alike(layout, model):
+        yield "these weights were trained with other blurs or none: fine-tune before you use them"
+    if options.skip_head:
+        yield "the classifier is fresh: fine-tune before you use it"
+    before = clean_names(original)
+    for name, array in state.items():
+        if name in before and before[name].shape != array.shape:
+            given, here = before[name].shape[1], array.shape[1]
+            way = "summed" if here == 1 else f"repeated in order and scaled by {given}/{here}"
+            yield f"{name} reads {here} channels here, {given} in the file: its kernels were {way}; fine-tune"
+
+
+def notes_of_statistics(model: Network) -> Iterator[str]:
+    """What a person should know before training the network."""
+    folded = describe_folded_norms(model)
+    if folded:
+        yield f"{folded}: train with --recalibrate-bn or --net.frozen-bn"
 
 
 def figures(entry: catalog.Published) -> dict[str, Any]:
@@ -251,13 +339,6 @@ def print_summary(
     print(printable(f"  licence     {license or 'not known; --license records it'}"))
     print(f"  network     {parameters:,} parameters, {statistics:,} statistics, {spec.num_classes} classes")
     print(printable(f"  written     {options.output}{os.sep} ({WEIGHTS_NAME} {megabytes:.1f} MiB, config.json)"))
-    if not blurs_alike(layout, model):
-        print("  note        these weights were trained with other blurs or none: fine-tune before you use them")
-    folded = describe_folded_norms(model)
-    if folded:
-        print(f"  note        {folded}: train with --recalibrate-bn or --net.frozen-bn")
-    if options.skip_head:
-        print("  note        the classifier is fresh: fine-tune before you use it")
 
 
 def print_catalog(pattern: str) -> None:

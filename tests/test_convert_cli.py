@@ -19,10 +19,12 @@ from safetensors.numpy import save_file
 import aa_flax.weights.store
 import convert_weights
 from aa_flax.weights import catalog
+from aa_flax.weights.config import Preprocessing
 from aa_flax.weights.mapping import convert_state_dict
 from aa_flax.weights.store import load_pretrained, read_config
 from aa_flax.weights.variables import variables
 from tests.state_files import file_of
+from tests.torch_format import storage, tensor, zip_file
 
 TINY = {"depths": (1, 1, 1, 1), "growth_rate": 4, "num_init_features": 8, "num_classes": 5}
 TINY_WORDS = [
@@ -111,6 +113,92 @@ def test_a_fresh_head(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert convert(checkpoint, "--model", "densenet121", "--output", tmp_path / "out", *words) == 0
     assert "classifier is fresh" in capsys.readouterr().out
     assert load_pretrained(tmp_path / "out").spec.num_classes == 3
+
+
+def training_checkpoint(path: Path) -> dict[str, np.ndarray]:
+    """Writes a file as PyTorch would with the tiny network twice, the second being the average; returns the first."""
+    state = file_of("densenet121_lpf4", **TINY)
+    average = {name: array + 1 if name.endswith(".bias") else array for name, array in state.items()}
+    sets = {"state_dict": state, "state_dict_ema": average}
+    arrays = {f"{key}/{name}": array for key, tensors in sets.items() for name, array in tensors.items()}
+    root = {
+        key: {
+            f"model.{name}": tensor(storage(f"{key}/{name}", a.dtype, a.size), a.shape) for name, a in tensors.items()
+        }
+        for key, tensors in sets.items()
+    }
+    path.write_bytes(zip_file({**root, "epoch": 3}, {name: array.tobytes() for name, array in arrays.items()}))
+    return state
+
+
+def test_one_of_several_state_dicts_below_a_prefix(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path, out = tmp_path / "last.pth", tmp_path / "out"
+    state = training_checkpoint(path)
+    words = [path, "--model", "densenet121", "--output", out, *TINY_WORDS]
+    assert convert(*words) == 2
+    assert "fit without the prefix 'model.': read the file with --prefix model (in" in capsys.readouterr().err
+    assert convert(*words, "--prefix", "model", "--verify") == 0
+    count = len(state)
+    assert (
+        f"note        taken is 'state_dict' ({count} tensors); the file also has 'state_dict_ema' ({count} tensors): "
+        "--key takes another" in capsys.readouterr().out
+    )
+    bias = state["classifier.bias"]
+    np.testing.assert_array_equal(variables(load_pretrained(out))["classifier.bias"][...], bias)
+    assert read_config(out).source["prefix"] == "model"
+    other = [*words, "--prefix", "model", "--key", "state_dict_ema", "--verify"]
+    assert convert(*other) == 2
+    assert "holds other weights" in capsys.readouterr().err
+    assert convert(*other, "--overwrite") == 0
+    assert convert(*other) == 0
+    assert "note" not in capsys.readouterr().out
+    np.testing.assert_array_equal(variables(load_pretrained(out))["classifier.bias"][...], bias + 1)
+    assert read_config(out).source["key"] == "state_dict_ema"
+    assert convert(*words, "--key", "ema", "--prefix", "model", "--overwrite") == 2
+    assert "no state dict 'ema': choose one as key (--key): 'state_dict'" in capsys.readouterr().err
+
+
+def test_an_average_of_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    state = {f"module.{name}": array for name, array in file_of("densenet121_lpf4", **TINY).items()}
+    save_file(state | {"n_averaged": np.array(5)}, tmp_path / "swa.safetensors")
+    words = ["--model", "densenet121", "--output", tmp_path / "out", "--verify", *TINY_WORDS]
+    assert convert(tmp_path / "swa.safetensors", *words) == 0
+    assert "the average of 5 sets of weights" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("channels", "mean", "way"),
+    [(1, (0.449,), "summed"), (4, (0.485, 0.456, 0.406, 0.485), "repeated in order and scaled by 3/4")],
+)
+def test_images_of_other_channels(
+    channels: int, mean: tuple, way: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    words = ["--model", "densenet121", "--output", tmp_path / "out", "--verify", *TINY_WORDS]
+    assert convert(checkpoint, *words, "--in-channels", channels) == 0
+    assert f"reads {channels} channels here, 3 in the file: its kernels were {way}" in capsys.readouterr().out
+    config, model = read_config(tmp_path / "out"), load_pretrained(tmp_path / "out")
+    assert (config.in_channels, config.preprocessing.mean, config.metrics) == (channels, mean, {})
+    kernel = file_of("densenet121_lpf4", **TINY)["features.conv0.weight"].transpose(2, 3, 1, 0)
+    expected = kernel.sum(2, keepdims=True) if channels == 1 else kernel[:, :, [0, 1, 2, 0]] * 0.75
+    np.testing.assert_allclose(variables(model)["conv0.kernel"][...], expected, rtol=1e-6, atol=1e-7)
+
+
+def test_how_images_are_prepared(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    words = [checkpoint, "--model", "densenet121", "--output", tmp_path / "out", *TINY_WORDS]
+    given = ["--resize", 64, "--crop", 60, "--interpolation", "bicubic", "--mean", "0.5,0.4,0.3", "--std", "1,1,2"]
+    assert convert(*words, *given) == 0
+    expected = Preprocessing(resize=64, crop=60, interpolation="bicubic", mean=(0.5, 0.4, 0.3), std=(1.0, 1.0, 2.0))
+    assert read_config(tmp_path / "out").preprocessing == expected
+    for bad, message in (
+        (["--crop", 0], "preprocessing.crop must be a whole number of pixels >= 1, got 0"),
+        (["--resize", 64], "preprocessing.crop must be at most resize (64), got 224"),
+        (["--std", "1,0,1"], "preprocessing.std must be above 0 everywhere"),
+        (["--mean", "0.5", "--std", "0.5"], "--mean and --std have 1 numbers, the images 3 channels"),
+    ):
+        capsys.readouterr()
+        assert convert(*words, *bad) == 2
+        assert message in capsys.readouterr().err
+    assert read_config(tmp_path / "out").preprocessing == expected
 
 
 def test_again_and_over_something_else(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

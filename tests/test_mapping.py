@@ -15,14 +15,15 @@ from aa_flax.models.base import Network
 from aa_flax.models.registry import MODELS, create_model, resolve_spec
 from aa_flax.weights.abstract import abstract_model
 from aa_flax.weights.errors import CheckpointError
+from aa_flax.weights.input_channels import with_input_channels
 from aa_flax.weights.mapping import (
     blurs_alike,
     convert_state_dict,
     tensors_in_layout,
     to_torch_state_dict,
 )
-from aa_flax.weights.torch_layout import detect_layout
-from aa_flax.weights.torch_names import Rule, blur_sites, rules
+from aa_flax.weights.torch_layout import below_prefix, detect_layout
+from aa_flax.weights.torch_names import HEADS, STEMS, Rule, blur_sites, rules
 from aa_flax.weights.variables import variables
 from tests.state_files import file_of, filt, shapes_of
 
@@ -272,6 +273,36 @@ class TestStartOfFineTuning:
         with pytest.raises(CheckpointError, match=r"2 missing:\n    classifier\.bias"):
             convert_state_dict(state, "densenet121", **TINY_DENSENET)
 
+    @pytest.mark.parametrize(
+        ("spec", "options", "head", "place"),
+        [
+            ("resnet18", TINY_RESNET, "fc", "fc.1"),
+            ("densenet121", TINY_DENSENET, "classifier", "classifier.2.fc"),
+            ("mobilenet_v2", TINY_MOBILENET, "classifier.0", "classifier"),
+            ("mobilenet_v2_plain", TINY_MOBILENET, "classifier.1", "classifier.1.0"),
+        ],
+    )
+    def test_a_head_of_several_layers_is_dropped_whole(self, spec: str, options: dict, head: str, place: str):
+        """`fc.1.weight` of `Sequential(Dropout, Linear)`, `classifier.weight` of a bare layer, and the like."""
+        state = file_of(spec, **options)
+        for leaf in ("weight", "bias"):
+            state[f"{place}.{leaf}"] = array = state.pop(f"{head}.{leaf}")
+            state[f"{head}.7.{leaf}"] = array[:2]
+        with pytest.raises(CheckpointError, match=r"left over(.|\n)*another head than this network.*--skip-head"):
+            convert_state_dict(state, spec, **options)
+        model = convert_state_dict(state, spec, skip_head=True, **{**options, "num_classes": 3})
+        assert values(model)[f"{HEADS[type(model).__name__]}.kernel"].shape[1] == 3
+
+    def test_the_layers_before_the_head_of_alexnet_and_vgg_stay_needed(self):
+        shapes = shapes_by_name("alexnet")
+        state = {rule.key: np.broadcast_to(np.float32(1), rule.torch_shape) for rule in rules("AlexNet", shapes, set())}
+        for leaf in ("weight", "bias"):
+            state[f"classifier.6.1.{leaf}"] = state.pop(f"classifier.6.{leaf}")
+        convert_state_dict(state, "alexnet_plain", skip_head=True, num_classes=3)
+        del state["classifier.4.bias"]
+        with pytest.raises(CheckpointError, match=r"1 missing:\n    classifier\.4\.bias"):
+            convert_state_dict(state, "alexnet_plain", skip_head=True, num_classes=3)
+
     def test_without_head(self):
         state = file_of("densenet121", **TINY_DENSENET)
         model = convert_state_dict(state, "densenet121", **{**TINY_DENSENET, "num_classes": 0})
@@ -377,6 +408,82 @@ def _with_value(value: float) -> Any:
 
 FILT = "features.transition1.pool.filt"
 WEIGHT = "features.denseblock1.denselayer2.conv1.weight"
+
+
+class TestPrefixes:
+    @pytest.mark.parametrize("spec", ["densenet121", "densenet121_plain"])
+    @pytest.mark.parametrize("prefix", ["model.", "encoder_q.net.", "module.backbone."])
+    def test_the_prefix_that_is_too_much_is_named(self, spec: str, prefix: str):
+        state = file_of(spec, **TINY_DENSENET)
+        total = len([key for key in state if not key.endswith(("num_batches_tracked", ".filt"))])
+        named = {f"{prefix}{key}": array for key, array in state.items()} | {"queue": np.ones(3, np.float32)}
+        bare = prefix.removeprefix("module.")
+        with pytest.raises(CheckpointError) as error:
+            convert_state_dict(named, spec, **TINY_DENSENET)
+        first, hint = str(error.value).split("\n")[:2]
+        assert first.endswith(f"does not fit {resolve_spec(spec)}:")
+        assert hint.startswith(
+            f"  all {total} fit without the prefix {bare!r}: read the file with --prefix {bare[:-1]}"
+        )
+        found = convert_state_dict(below_prefix(named, prefix), spec, **TINY_DENSENET)
+        expected = values(convert_state_dict(state, spec, **TINY_DENSENET))
+        for path, array in values(found).items():
+            np.testing.assert_array_equal(array, expected[path], err_msg=path)
+
+    def test_of_two_and_without_the_head(self):
+        state = file_of("densenet121", **TINY_DENSENET)
+        total = len([key for key in state if not key.endswith(("num_batches_tracked", ".filt"))])
+        twice = {f"{net}.{key}": a for net in ("student", "teacher") for key, a in state.items() if "class" not in key}
+        with pytest.raises(CheckpointError) as error:
+            convert_state_dict(twice, "densenet121", **TINY_DENSENET)
+        for net in ("student", "teacher"):
+            assert f"{total - 2} of {total} fit without the prefix '{net}.'" in str(error.value)
+        with pytest.raises(CheckpointError) as error:
+            convert_state_dict(twice, "densenet121", skip_head=True, **TINY_DENSENET)
+        assert f"all {total - 2} fit without the prefix 'teacher.'" in str(error.value)
+
+    def test_no_hint_for_another_network(self):
+        state = {f"model.{key}": array for key, array in file_of("densenet121", **TINY_DENSENET).items()}
+        with pytest.raises(CheckpointError) as error:
+            convert_state_dict(state, "resnet18", num_classes=5)
+        assert "prefix" not in str(error.value)
+
+    def test_nothing_below(self):
+        with pytest.raises(CheckpointError, match=r"no name in it begins with 'net\.'; names begin with 'a', 'b'"):
+            below_prefix({"module.a.weight": 1, "b": 2}, "net")
+        assert below_prefix({"module.net.a": 1, "network.a": 2, "net.module.b": 3}, "net") == {"a": 1, "b": 3}
+
+
+class TestInputChannels:
+    @pytest.mark.parametrize("name", ["alexnet", "vgg11_bn", "resnet18", "densenet121", "mobilenet_v2"])
+    def test_the_stem_of_every_family(self, name: str):
+        family = MODELS[name][0].__name__
+        rule = next(r for r in rules(family, shapes_by_name(name), set()) if r.key == f"{STEMS[family]}.weight")
+        assert rule.torch_shape[1] == 3
+        reading = [r.key for r in rules(family, shapes_by_name(name), set()) if r.torch_shape[1:2] == (3,)]
+        assert reading == [rule.key]
+
+    @pytest.mark.parametrize("dtype", [np.float32, np.float16])
+    def test_kernels(self, dtype: Any):
+        kernel = np.random.default_rng(0).normal(size=(8, 3, 7, 7)).astype(dtype)
+        state = {"module.conv1.weight": kernel, "fc.bias": np.ones(2)}
+        wide = kernel.astype(np.float64)
+        expected = {
+            1: wide[:, :1] + wide[:, 1:2] + wide[:, 2:],
+            2: wide[:, :2] * 3 / 2,
+            3: wide,
+            4: np.concatenate([wide, wide[:, :1]], 1) * 3 / 4,
+            7: np.concatenate([wide, wide, wide[:, :1]], 1) * 3 / 7,
+        }
+        for channels, array in expected.items():
+            found = with_input_channels(state, "resnet18", channels)
+            assert found["conv1.weight"].dtype == dtype
+            np.testing.assert_array_equal(found["conv1.weight"], array.astype(dtype))
+            np.testing.assert_array_equal(found["fc.bias"], state["fc.bias"])
+
+    def test_what_has_no_stem_stays(self):
+        for state in ({"fc.bias": np.ones(2)}, {"conv1.weight": np.ones(3)}, {"conv1.weight": np.ones((2, 0, 3, 3))}):
+            assert with_input_channels(state, "resnet18", 4).keys() == state.keys()
 
 
 class TestRefusals:

@@ -14,7 +14,14 @@ from aa_flax.models.base import Network
 from aa_flax.models.registry import COMMON_OPTIONS, MODELS
 from aa_flax.weights.abstract import abstract_model, fresh_values
 from aa_flax.weights.errors import CheckpointError
-from aa_flax.weights.torch_layout import Layout, binomial_kernel, clean_names, detect_layout
+from aa_flax.weights.torch_layout import (
+    Layout,
+    below_prefix,
+    binomial_kernel,
+    clean_names,
+    detect_layout,
+    prefixes,
+)
 from aa_flax.weights.torch_names import HEADS, Rule, blur_sites, rules
 from aa_flax.weights.variables import fill, listing, variables
 
@@ -45,8 +52,8 @@ def convert_state_dict(
     Args:
         state: tensors by name: NumPy arrays, or what `np.asarray` takes, in PyTorch's layouts.
         spec: the network, as for `create_model`.
-        skip_head: leave the last linear layer as freshly initialised and do not look for it in `state`, to fine-tune
-            on other classes. (With `num_classes=0` the network has no head, and the file's is left out.)
+        skip_head: leave the last linear layer as freshly initialised, and whatever `state` has in its place, to
+            fine-tune on other classes. (With `num_classes=0` the network has no head, and the file's is left out.)
         allow_filter_change: take the weights of a network that blurs with another filter or in other places than the
             one asked for. Its accuracy is lost until it is fine-tuned.
         rngs: source of what stays fresh (the head; learned filters of `downsample="ddac"`); None means `nnx.Rngs(0)`.
@@ -64,12 +71,12 @@ def convert_state_dict(
     table = rules(_family(model), _shapes(model), layout.blurs)
     filters = {place: tensors.pop(f"{place}.filt") for place in layout.blurs}
     if skip_head or not model.spec.num_classes:
-        head = "fc." if _family(model) == "ResNet" else "classifier."
-        skipped = {rule.key for rule in table if rule.path.startswith(_head(model))}
-        dropped = skipped if model.spec.num_classes else {key for key in tensors if key.startswith(head)}
-        tensors = {key: array for key, array in tensors.items() if key not in dropped}
-        table = [rule for rule in table if rule.key not in skipped]
-    _check_tensors(tensors, table, model, what)
+        # Whatever else stands where the head does belongs to it: people put several layers there.
+        around = _around_head(model)
+        table = [rule for rule in table if not rule.path.startswith(_head(model))]
+        kept = {rule.key for rule in table}
+        tensors = {key: array for key, array in tensors.items() if key in kept or not key.startswith(around)}
+    _check_tensors(tensors, filters, table, model, what)
     _check_filters(filters, layout, model, allow_filter_change, what)
     arrays = {rule.path: rule.from_torch(tensors[rule.key]) for rule in table}
     rest = variables(model).keys() - arrays.keys()
@@ -151,6 +158,11 @@ def _head(model: Network) -> str:
     return f"{HEADS[_family(model)]}."
 
 
+def _around_head(model: Network) -> str:
+    """The prefix of the module in PyTorch that has the last linear layer, alone or behind others."""
+    return f"{HEADS[_family(model)].replace('fc8', 'classifier')}."
+
+
 def _blurs_plainly(model: Network) -> bool:
     return dict(model.spec.options).get("downsample", "blur") == "blur"
 
@@ -225,7 +237,31 @@ def _placement(blurs: Collection[str], model: Network) -> str:
     return ""
 
 
-def _check_tensors(tensors: Mapping[str, np.ndarray], table: list[Rule], model: Network, what: str) -> None:
+def _prefix_hints(tensors: Mapping[str, np.ndarray], fitting: int, total: int, model: Network) -> list[str]:
+    """A line for each prefix of names without which more tensors fit the network than do with it."""
+    found = {}
+    for prefix in prefixes(tensors, total // 2):
+        below = below_prefix(tensors, prefix)
+        try:
+            table = rules(_family(model), _shapes(model), detect_layout(below).blurs)
+        except CheckpointError:
+            continue
+        found[prefix] = sum(rule.key in below and below[rule.key].shape == rule.torch_shape for rule in table)
+    best = max(found.values(), default=0)
+    if best <= max(fitting, total // 2):
+        return []
+    count = f"all {total}" if best >= total else f"{best} of {total}"
+    return [
+        f"  {count} fit without the prefix {prefix!r}: read the file with --prefix {prefix.rstrip('.')} "
+        f"(in Python read_torch_checkpoint(..., prefix={prefix!r}))"
+        for prefix, number in found.items()
+        if number == best
+    ]
+
+
+def _check_tensors(
+    tensors: Mapping[str, np.ndarray], filters: Mapping[str, np.ndarray], table: list[Rule], model: Network, what: str
+) -> None:
     """Refuses what does not match one to one, in the file's own names."""
     expected = {rule.key: rule.torch_shape for rule in table}
     both = [rule for rule in table if rule.key in tensors]
@@ -247,7 +283,14 @@ def _check_tensors(tensors: Mapping[str, np.ndarray], table: list[Rule], model: 
                 f"  the file's head has {classes} classes, the network's {model.spec.num_classes}: set num_classes "
                 f"to {classes}, or keep a fresh head with skip_head"
             )
-    if not both:
+    whole = {**tensors, **{f"{place}.filt": array for place, array in filters.items()}}
+    hints = _prefix_hints(whole, len(both) - len(misshapen), len(table), model) if problems else []
+    apart = expected.keys() ^ tensors.keys()
+    if apart and all(key.startswith(_around_head(model)) for key in apart):
+        problems.append("  the file has another head than this network: keep a fresh one with skip_head (--skip-head)")
+    if hints:
+        problems = [*hints, *problems]
+    elif not both:
         problems = [f"  none of the {len(tensors)} tensors in it belongs to this network", *problems]
     elif not problems:
         bad = [key for key in expected if not np.isfinite(tensors[key]).all()]

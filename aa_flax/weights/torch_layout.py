@@ -5,10 +5,11 @@ blurs, and thereby how its modules are numbered. torchvision's have none. The sa
 one shape in the two, so that nothing but the file itself is safe to ask.
 """
 
+import collections
 import dataclasses
 import re
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -16,7 +17,12 @@ from aa_flax.blurpool import binomial_filter
 from aa_flax.weights.errors import CheckpointError
 from aa_flax.weights.variables import listing
 
+_Value = TypeVar("_Value")
+
 _WRAPPERS = {"module", "_orig_mod"}
+# What PyTorch counts beside the weights: updates of batch norm, and of an average of weights (AveragedModel).
+_COUNTERS = ("num_batches_tracked", "n_averaged")
+_MAX_PREFIX_PARTS = 3
 # Half precision keeps the taps of all filters in use exactly; the slack is for very long ones.
 _FILTER_TOLERANCE = 1e-3
 
@@ -81,15 +87,47 @@ def clean_names(state: Mapping[str, Any], what: str = "the state dict") -> dict[
     """
     tensors: dict[str, np.ndarray] = {}
     for original, tensor in state.items():
-        key = ".".join(part for part in original.split(".") if part not in _WRAPPERS)
         # Old DenseNet files spell these layers with a dot.
-        key = re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key)
-        if key.endswith("num_batches_tracked"):
+        key = re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", _unwrapped(original))
+        if key.rpartition(".")[2] in _COUNTERS:
             continue
         if key in tensors:
             raise CheckpointError(f"{what} holds {key} twice, once as {original}")
         tensors[key] = np.asarray(tensor)
     return tensors
+
+
+def below_prefix(state: Mapping[str, _Value], prefix: str) -> dict[str, _Value]:
+    """The part of a state dict whose names begin with a prefix, without it.
+
+    Args:
+        state: tensors by name; the wrappers' `module.` and `_orig_mod.` in the names do not count.
+        prefix: such as `encoder_q` or `model.net.`.
+
+    Raises:
+        CheckpointError: (a ValueError) no name begins so.
+    """
+    wanted = _unwrapped(prefix).rstrip(".") + "."
+    names = {name: _unwrapped(name) for name in state}
+    found = {bare.removeprefix(wanted): state[name] for name, bare in names.items() if bare.startswith(wanted)}
+    if not found:
+        first = list(dict.fromkeys(bare.partition(".")[0] for bare in names.values()))
+        listed = ", ".join(repr(part[:60]) for part in first[:8]) + (", ..." if len(first) > 8 else "")
+        raise CheckpointError(f"no name in it begins with {wanted!r}; names begin with {listed}")
+    return found
+
+
+def prefixes(names: Iterable[str], least: int) -> list[str]:
+    """The prefixes, each ending with a dot, that stand before so many names at least."""
+    counts: collections.Counter[str] = collections.Counter()
+    for name in names:
+        parts = name.split(".")
+        counts.update(".".join(parts[:depth]) + "." for depth in range(1, min(len(parts), _MAX_PREFIX_PARTS + 1)))
+    return [prefix for prefix, count in counts.items() if count >= least]
+
+
+def _unwrapped(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 def binomial_kernel(size: int) -> np.ndarray:

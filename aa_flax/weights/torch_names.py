@@ -63,6 +63,14 @@ HEADS = {
     "DenseNet": "classifier",
     "MobileNetV2": "classifier",
 }
+# The convolution that reads the images, by its name in both layouts.
+STEMS = {
+    "AlexNet": "features.0",
+    "VGG": "features.0",
+    "ResNet": "conv1",
+    "DenseNet": "features.conv0",
+    "MobileNetV2": "features.0.0",
+}
 # The linear layer that reads a flattened map, and the convolution that the map's channels come from.
 _FLATTENED = {"AlexNet": ("fc6", r"conv5"), "VGG": ("fc6", r"conv5_\d")}
 _MOBILENET_STRIDED = (2, 4, 7, 14)

@@ -15,6 +15,7 @@ from aa_flax.weights.errors import CheckpointError
 from aa_flax.weights.safetensors_file import begins_safetensors, read_safetensors
 from aa_flax.weights.torch_files import LEGACY_MAGIC, LegacyFile, ZipFile, allowance
 from aa_flax.weights.torch_globals import Opaque, TensorRef
+from aa_flax.weights.torch_layout import below_prefix
 
 __all__ = ["CheckpointError", "list_state_dicts", "read_torch_checkpoint"]
 
@@ -40,7 +41,9 @@ _OTHER_FILES: tuple[tuple[bytes, str], ...] = (
 )
 
 
-def read_torch_checkpoint(path: str | os.PathLike[str], *, key: str | None = None) -> dict[str, np.ndarray]:
+def read_torch_checkpoint(
+    path: str | os.PathLike[str], *, key: str | None = None, prefix: str | None = None
+) -> dict[str, np.ndarray]:
     """The tensors of a checkpoint by name, without PyTorch and without running anything that the file contains.
 
     Reads what `torch.save` has written since 2018 (zip and legacy format) and `.safetensors`, told apart by content.
@@ -50,6 +53,7 @@ def read_torch_checkpoint(path: str | os.PathLike[str], *, key: str | None = Non
     Args:
         path: the file.
         key: which state dict of a training checkpoint, such as `state_dict_ema`; `list_state_dicts` has them.
+        prefix: take the tensors alone whose names begin so, and take it away: `encoder_q.`, `backbone.`, `model.`.
 
     Returns:
         Arrays in the file's order, in their stored type and PyTorch's layout, bfloat16 as `ml_dtypes.bfloat16`. They
@@ -68,8 +72,8 @@ def read_torch_checkpoint(path: str | os.PathLike[str], *, key: str | None = Non
                 raise CheckpointError(
                     f"it is a safetensors file, which holds one state dict: leave out the key {key!r}"
                 )
-            return _without_data_parallel(container)
-        references = _without_data_parallel(_unwrap(container.root, key))
+            return _chosen(container, prefix)
+        references = _chosen(_unwrap(container.root, key), prefix)
         budget = _Budget(allowance(size))
         return {name: _array(name, reference, container, budget) for name, reference in references.items()}
 
@@ -189,6 +193,10 @@ def _kind(value: Any) -> str:
         return value.kind
     names = {dict: "a dictionary", list: "a list", tuple: "a tuple", str: "a text", TensorRef: "a single tensor"}
     return names.get(type(value), "None" if value is None else "a number" if np.isscalar(value) else "another object")
+
+
+def _chosen(state: Mapping[str, _Value], prefix: str | None) -> dict[str, _Value]:
+    return _without_data_parallel(state if prefix is None else below_prefix(state, prefix))
 
 
 def _without_data_parallel(state: Mapping[str, _Value]) -> dict[str, _Value]:

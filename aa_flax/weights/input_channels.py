@@ -1,0 +1,45 @@
+"""Weights of a network for colour photos as a start for images of one channel, of four, of any number."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from aa_flax.models.registry import MODELS, parse_spec
+from aa_flax.weights.torch_layout import clean_names
+from aa_flax.weights.torch_names import STEMS
+
+
+def with_input_channels(state: Mapping[str, Any], spec: str, channels: int) -> dict[str, np.ndarray]:
+    """A PyTorch state dict whose first convolution reads another number of channels.
+
+    For one channel the kernels are summed over their input channels: a grey image gives what it gave in equal channels.
+    For any other number they are repeated in order (red, green, blue, red, ...) and scaled by old / new channels, so
+    that sums keep their size.
+
+    Args:
+        state: tensors by name, as for `convert_state_dict`.
+        spec: the network, as for `create_model`.
+        channels: of the images.
+
+    Returns:
+        The tensors under the names that PyTorch would give them, wrappers and counters left out; nothing else changes
+        where the channels agree or there is no first convolution.
+
+    Raises:
+        CheckpointError: (a ValueError) two tensors get one name.
+        ValueError: there is no such network.
+    """
+    tensors = clean_names(state)
+    key = f"{STEMS[MODELS[parse_spec(spec)[0]][0].__name__]}.weight"
+    kernel = tensors.get(key)
+    if kernel is not None and kernel.ndim == 4 and kernel.shape[1] not in (0, channels):
+        tensors[key] = _spread(kernel.astype(np.float64), channels).astype(kernel.dtype)
+    return tensors
+
+
+def _spread(kernel: np.ndarray, channels: int) -> np.ndarray:
+    if channels == 1:
+        return kernel.sum(1, keepdims=True)
+    given = kernel.shape[1]
+    return kernel[:, np.arange(channels) % given] * (given / channels)
