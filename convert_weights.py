@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from aa_flax.local_paths import local_path
 from aa_flax.models.base import ModelSpec, Network
 from aa_flax.models.registry import resolve_spec
 from aa_flax.printable import accept_any_text, printable
@@ -122,6 +123,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def convert(options: argparse.Namespace) -> None:
     """Converts one checkpoint and prints a summary."""
+    for path in (options.input, options.output):
+        if path is not None:
+            local_path(path)
     network_options = {"num_classes": options.num_classes, **parse_network_options(options.option)}
     if options.in_channels is not None:
         network_options["in_channels"] = options.in_channels

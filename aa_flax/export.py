@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from aa_flax import platforms as known
+from aa_flax.local_paths import local_path
 from aa_flax.models.base import ModelSpec
 from aa_flax.weights.errors import CheckpointError
 from aa_flax.weights.safetensors_file import read_safetensors
@@ -121,7 +122,7 @@ def export(
     weights = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in arrays.items()}
     exported = jax.export.export(jax.jit(run), platforms=tuple(platforms))(weights, jax.ShapeDtypeStruct(shape, dtype))
     return _write(
-        Path(directory),
+        local_path(directory),
         bytes(exported.serialize()),
         arrays,
         {
@@ -162,7 +163,7 @@ def load_exported(directory: str | os.PathLike[str]) -> ExportedNetwork:
         CheckpointError: (a ValueError) if a file is damaged, or program and weights do not belong together.
     """
     _need_flatbuffers()
-    directory = Path(directory)
+    directory = local_path(directory)
     for name in (DESCRIPTION, PROGRAM, WEIGHTS):
         if not (directory / name).is_file():
             raise FileNotFoundError(f"{directory / name}: not found; export the network again")

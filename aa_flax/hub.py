@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from aa_flax.local_paths import local_path
 from aa_flax.models.base import Network
 from aa_flax.weights.config import CONFIG_NAME, PretrainedConfig, read_config
 from aa_flax.weights.store import WEIGHTS_NAME, load_pretrained, save_pretrained
@@ -58,7 +59,7 @@ def push_to_hub(
             return _upload(client, directory, repo_id, private, token, commit_message)
     if saving:
         raise TypeError(f"{', '.join(saving)} cannot be given for a directory: they are in its {CONFIG_NAME} already")
-    directory = Path(model_or_directory)
+    directory = local_path(model_or_directory)
     if not (directory / WEIGHTS_NAME).is_file():
         raise FileNotFoundError(f"{directory / WEIGHTS_NAME}: not found; save_pretrained writes it")
     return _upload(client, directory, repo_id, private, token, commit_message)
@@ -92,7 +93,7 @@ def load_from_hub(
         repo_id,
         revision=revision,
         token=token,
-        cache_dir=cache_dir,
+        cache_dir=None if cache_dir is None else local_path(cache_dir),
         local_files_only=local_files_only,
         allow_patterns=_FILES,
     )

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import tyro
 
 from train.errors import CommandError
+from train.files import require_local_paths
 
 BENCHMARKS = {
     "blurpool": "the operator, forward and backward, against convolutions and the PyTorch reference",
@@ -69,6 +70,7 @@ def _run(name: str, options: Sequence[str]) -> int:
     module = importlib.import_module(f"benchmarks.{name}")
     config = tyro.cli(module.Config, prog=f"python -m benchmarks {name}", args=options)
     try:
+        require_local_paths(config)
         return module.run(config)
     except (CommandError, ValueError, OSError) as error:
         print(f"benchmark {name}: {error}", file=sys.stderr)

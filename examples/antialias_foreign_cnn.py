@@ -25,6 +25,7 @@ from rich.table import Table
 
 import aa_flax
 from aa_flax import consistency
+from aa_flax.local_paths import check_local_paths
 from train.data.cache import default_cache_directory
 from train.data.cifar import open_cifar10
 from train.errors import CommandError
@@ -161,6 +162,7 @@ def measure(model: nnx.Module, images: Images) -> tuple[consistency.Result, cons
 
 def main(config: Config) -> None:
     """Trains, operates, trains on, and prints the table."""
+    check_local_paths(config)
     check(config)
     start, images = time.monotonic(), load(config)
     plain = SmallCNN(nnx.Rngs(config.seed))
@@ -188,6 +190,6 @@ def main(config: Config) -> None:
 if __name__ == "__main__":
     try:
         main(tyro.cli(Config, description=__doc__))
-    except CommandError as error:
+    except (CommandError, ValueError) as error:
         print(f"antialias_foreign_cnn: {error}", file=sys.stderr)
         sys.exit(2)

@@ -26,6 +26,7 @@ from jax.tree_util import Partial
 
 import aa_flax
 from aa_flax import consistency
+from aa_flax.local_paths import check_local_paths
 from aa_flax.models.registry import resolve_spec
 from train.console import open_console
 from train.data import DataConfig, Dataset, evaluation_batches, open_dataset
@@ -355,6 +356,7 @@ def plain_start(study: Study, images: Images, run: Run) -> tuple[Any, Any]:
 
 def main(study: Study) -> None:
     """Makes the runs that are missing."""
+    check_local_paths(study)
     console = open_console(stderr=True)
     study = small_form(study) if study.small else study
     for model in study.models:

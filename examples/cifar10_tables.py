@@ -19,6 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from aa_flax.local_paths import check_local_paths
+
 Line = dict[str, Any]
 Key = tuple[str, str, str, int]
 FIGURES = ("accuracy", "consistency")
@@ -159,6 +161,7 @@ def draw_panel(axes: Axes, cells: dict[tuple[str, int], list[Line]]) -> None:
 
 def main(tables: Tables) -> None:
     """Prints the tables that the results allow."""
+    check_local_paths(tables)
     files = [read(path) for path in tables.results]
     for path, cells in zip(tables.results, files, strict=True):
         print(f"### {path.name}\n")

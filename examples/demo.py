@@ -19,6 +19,7 @@ from matplotlib import pyplot as plt
 from rich.table import Table
 
 from aa_flax import consistency
+from aa_flax.local_paths import check_local_paths
 from train import fit
 from train.config import LogConfig
 from train.console import open_console
@@ -70,6 +71,7 @@ class Outcome:
 
 def run(config: Config) -> int:
     """Trains, measures, prints a table and draws the picture."""
+    check_local_paths(config)
     console = open_console()
     started = time.monotonic()
     outcomes = {}

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.progress import track
 
 import aa_flax
+from aa_flax.local_paths import check_local_paths
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -154,6 +155,7 @@ def found(model: Finder, config: Config, random: np.random.Generator) -> float:
 
 def main(config: Config) -> None:
     """Trains head, then everything, and prints how often the disc is found."""
+    check_local_paths(config)
     for option, least in (("size", 32), ("steps", 1), ("batch", 1)):
         if getattr(config, option) < least:
             raise ValueError(f"--{option} must be at least {least}, got {getattr(config, option)}")

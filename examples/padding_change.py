@@ -19,6 +19,7 @@ from rich.progress import track
 
 import aa_flax
 from aa_flax import consistency
+from aa_flax.local_paths import check_local_paths
 from train.data.steps import ValSteps
 from train.errors import CommandError
 from train.evaluate import as_function, open_photos
@@ -62,6 +63,7 @@ def logits_of(config: Config, described: aa_flax.PretrainedConfig) -> tuple[np.n
 
 def main(config: Config) -> None:
     """Prints the change."""
+    check_local_paths(config)
     described = aa_flax.read_config(config.weights)
     with jax.default_matmul_precision("highest"):
         logits, labels = logits_of(config, described)

@@ -20,6 +20,7 @@ from rich.progress import track
 from rich.table import Table
 
 from aa_flax.consistency import Crop, Exact, Normalise, Zhang2019
+from aa_flax.local_paths import check_local_paths
 from train.data.steps import ValSteps
 from train.errors import CommandError
 from train.evaluate import as_function, open_photos
@@ -84,6 +85,7 @@ def over_seeds(grids: np.ndarray, kind: type[Crop], seeds: int) -> np.ndarray:
 
 def main(config: Config) -> None:
     """Prints the table."""
+    check_local_paths(config)
     with jax.default_matmul_precision("highest"):
         grids, exact = all_predictions(config)
     table = Table("protocol", "mean %", "spread over seeds", "error of the mean", "from exact, in errors")
@@ -102,6 +104,6 @@ def main(config: Config) -> None:
 if __name__ == "__main__":
     try:
         main(tyro.cli(Config, description=__doc__))
-    except CommandError as error:
+    except (CommandError, ValueError) as error:
         print(f"protocol_spread: {error}", file=sys.stderr)
         sys.exit(2)

@@ -18,6 +18,7 @@ import tyro
 from flax import nnx
 
 import aa_flax
+from aa_flax.local_paths import check_local_paths
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,7 @@ class _NoDropout(nnx.Module):
 
 def main(config: Config) -> int:
     """Writes the file; 1 where onnxruntime and JAX differ."""
+    check_local_paths(config)
     described = aa_flax.read_config(config.weights)
     size = described.preprocessing.crop if config.size is None else config.size
     for option, number in (("--size", size), ("--batch", config.batch)):

@@ -18,6 +18,7 @@ import tyro
 from jax.experimental import jax2tf
 
 import aa_flax
+from aa_flax.local_paths import check_local_paths
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,7 @@ class _Saved(tf.Module):
 
 def main(config: Config) -> int:
     """Writes the directory; 1 where TensorFlow and JAX differ."""
+    check_local_paths(config)
     described = aa_flax.read_config(config.weights)
     size = described.preprocessing.crop if config.size is None else config.size
     if size < 1:

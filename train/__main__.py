@@ -17,6 +17,7 @@ import tyro
 
 from aa_flax.printable import accept_any_text, printable
 from train.errors import CommandError
+from train.files import require_local_paths
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return USAGE_ERROR
     module = importlib.import_module(COMMANDS[name].module)
     try:
-        return module.run(_parse(module, options, f"python -m train {name}"))
+        config = _parse(module, options, f"python -m train {name}")
+        require_local_paths(config)
+        return module.run(config)
     except CommandError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return USAGE_ERROR

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import tyro
 from flax import nnx
 
+from aa_flax.local_paths import local_path
 from aa_flax.models import create_model
 from aa_flax.models.base import Network
 from aa_flax.models.layers import BatchNorm
@@ -18,6 +19,7 @@ from aa_flax.models.registry import parse_spec, resolve_spec
 from train.data import DataConfig
 from train.distributed import LaunchConfig, check_launch
 from train.errors import CommandError
+from train.files import require_local_paths
 from train.optim import OptimConfig
 from train.step import Remat
 
@@ -204,6 +206,12 @@ def validate(config: TrainConfig) -> None:
         value = operator.attrgetter(name)(config)
         if value is not None and not fine(value):
             raise CommandError(f"--{name.replace('_', '-')} is {value}, but must be {allowed}")
+    require_local_paths(config)
+    if config.init is not None:
+        try:
+            local_path(config.init)
+        except ValueError as error:
+            raise CommandError(f"--init: {error}") from None
     check_launch(config.launch)
     _validate_model(config)
     _validate_together(config)

@@ -18,6 +18,7 @@ from train.data import DataConfig, Dataset, open_dataset, steps_per_epoch
 from train.display import Display, duration, summary
 from train.distributed import LaunchConfig, Placement, check_batch, is_lead, start
 from train.errors import CommandError
+from train.files import require_local_paths
 from train.interrupt import Interrupt
 from train.loop import Ending
 from train.presets import preset, recipe_for
@@ -51,6 +52,7 @@ def parse(options: Sequence[str], prog: str) -> TrainConfig:
     seen = _cli(first, prog, blank)
     named = any(word.split("=")[0] == "--preset" for word in first)
     if seen.config is not None:
+        require_local_paths(seen)
         if named:
             raise CommandError(f"--config {seen.config} holds a whole configuration already: leave --preset out")
         # What concerned that process alone is not repeated.

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
+from aa_flax.local_paths import local_path
 from aa_flax.models.registry import parse_spec
 
 Progress = Callable[[int, int | None], None]
@@ -124,7 +125,7 @@ def identify(sha256: str) -> Published | None:
 def cache_directory() -> Path:
     """Where downloads are kept: `$AA_FLAX_CACHE`, else `aa_flax` in `$XDG_CACHE_HOME` or `~/.cache`."""
     if chosen := os.environ.get("AA_FLAX_CACHE"):
-        return Path(chosen).expanduser()
+        return local_path(chosen).expanduser()
     # The standard wants relative paths in it to be ignored.
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (base if base.is_absolute() else Path.home() / ".cache") / "aa_flax"
@@ -170,7 +171,7 @@ def fetch(
             f"{entry.spec} has no published checkpoint here, as it is torchvision's: "
             "save torchvision's weights to a file and convert that"
         )
-    return download(entry, Path(cache_dir) if cache_dir else cache_directory(), progress)
+    return download(entry, local_path(cache_dir) if cache_dir else cache_directory(), progress)
 
 
 def download(entry: Published, directory: Path, progress: Progress | None = None) -> Path:

@@ -4,9 +4,9 @@ import dataclasses
 import json
 import math
 import os
-from pathlib import Path
 from typing import Any
 
+from aa_flax.local_paths import local_path
 from aa_flax.models.base import ModelSpec
 from aa_flax.models.registry import default_options, resolve_spec
 from aa_flax.weights.errors import CheckpointError
@@ -148,7 +148,7 @@ def read_config(directory: str | os.PathLike[str]) -> PretrainedConfig:
         FileNotFoundError: there is no `config.json`.
         CheckpointError: (a ValueError) it is no such configuration; the message names the field.
     """
-    path = Path(directory) / CONFIG_NAME
+    path = local_path(directory) / CONFIG_NAME
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: not found; give a directory that aa_flax.save_pretrained or convert_weights.py has written"

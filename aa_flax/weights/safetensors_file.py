@@ -3,12 +3,12 @@
 import json
 import os
 from mmap import ACCESS_READ, mmap
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import safetensors
 
+from aa_flax.local_paths import local_path
 from aa_flax.weights.errors import CheckpointError
 
 _MAX_HEADER_BYTES = 100_000_000
@@ -50,7 +50,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray
         CheckpointError: the file is no valid safetensors file, or holds a type that NumPy lacks. It does not name
             the file when `read_torch_checkpoint` calls, which does so itself.
     """
-    path = Path(path)
+    path = local_path(path)
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_size < 9:
             raise CheckpointError("it is too short for a safetensors file: download or copy it again")

@@ -16,6 +16,7 @@ from flax import nnx
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from aa_flax.local_paths import local_path
 from aa_flax.models.base import ModelSpec, Network
 from aa_flax.models.registry import parse_spec
 from aa_flax.weights.abstract import abstract_model
@@ -83,7 +84,7 @@ def save_pretrained(
     )
     text = dump_config(config)
     arrays = _arrays(model)
-    directory = Path(directory)
+    directory = local_path(directory)
     _check_target(directory, overwrite)
     with _complete_or_not_at_all(directory) as fresh:
         try:
@@ -118,10 +119,11 @@ def load_pretrained(
         FileNotFoundError: no such directory, or a file is missing in it.
         CheckpointError: (a ValueError) the files do not fit each other or the network (what is missing, left over or
             of another shape is listed), or hold NaN or infinite values.
-        ValueError: neither a directory nor a network, or a network without published weights.
+        ValueError: neither a directory nor a network, a network without published weights, or an address such as
+            gs://bucket/weights.
         DownloadError: (an OSError) the published weights could not be fetched.
     """
-    directory = Path(name_or_directory)
+    directory = local_path(name_or_directory)
     if directory.is_dir():
         return _load_directory(directory, dtype, pad_type)
     if directory.exists():

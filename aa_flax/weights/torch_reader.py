@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
+from aa_flax.local_paths import local_path
 from aa_flax.weights.errors import CheckpointError
 from aa_flax.weights.safetensors_file import begins_safetensors, read_safetensors
 from aa_flax.weights.torch_files import LEGACY_MAGIC, LegacyFile, ZipFile, allowance
@@ -103,7 +104,7 @@ def list_state_dicts(path: str | os.PathLike[str]) -> dict[str, int]:
 @contextlib.contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[int, ZipFile | LegacyFile | dict[str, np.ndarray]]]:
     """A file's size and what is in it, the tensors themselves for safetensors; errors name the file."""
-    path = Path(path)
+    path = local_path(path)
     # Opening a pipe would wait for a writer, perhaps forever.
     if not stat.S_ISREG(path.stat().st_mode):
         raise CheckpointError(f"{path}: it is no regular file: give the checkpoint file itself")

@@ -12,6 +12,7 @@ from aa_flax.weights.config import Preprocessing
 from train.data.cache import default_cache_directory
 from train.data.sources import ArraySource, ImageFolder, Source
 from train.errors import CommandError
+from train.files import require_local_paths
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,12 @@ class DataConfig:
     """Classes of the synthetic set."""
 
     def __post_init__(self) -> None:
+        for name in ("dir", "cache_dir"):
+            path = getattr(self, name)
+            if path is not None:
+                # Text too, as everywhere in Python.
+                object.__setattr__(self, name, Path(path))
+        require_local_paths(self, "--data.")
         if self.image_size is not None and self.image_size < 1:
             raise CommandError(f"--data.image-size is {self.image_size}; it must be at least 1")
         if self.workers < 0:
