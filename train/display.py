@@ -25,12 +25,16 @@ class Display:
         console: where to write; None writes nothing (all processes but one).
         epochs: length of the run.
         steps_per_epoch: updates in an epoch.
+
+    Attributes:
+        signs: how often there was something to show so far.
     """
 
     def __init__(self, console: Console | None, *, epochs: int, steps_per_epoch: int):
         self._console = console
         self._epochs, self._steps = epochs, steps_per_epoch
         self._printed = time.monotonic()
+        self.signs = 0
         roomy = console is not None and console.width >= BAR_COLUMNS
         self._progress = Progress(
             Words("{task.description}"),
@@ -57,6 +61,7 @@ class Display:
 
     def step(self, step: int, *, loss: float, images_per_second: float, wait: float) -> None:
         """Shows the state after a step; ``wait`` is the share of time spent waiting for data."""
+        self.signs += 1
         epoch = min(step // self._steps + 1, self._epochs)
         facts = f"loss {loss:.4f} · {images_per_second:,.0f} images/s · wait {wait:.0%}"
         description = f"epoch {epoch}/{self._epochs}"
@@ -66,6 +71,7 @@ class Display:
 
     def validating(self, done: float) -> None:
         """Shows how far (0 to 1) validation has come."""
+        self.signs += 1
         self._progress.update(self._task, description=f"validating {done:.0%}")
 
     def say(self, text: str) -> None:

@@ -11,21 +11,22 @@ import jax
 import tyro
 from rich.console import Console
 
+from train.agreement import AgreedError, require_same, together
 from train.checkpoint import quiet_storage_library
 from train.config import TrainConfig, validate
 from train.console import log_to, open_console
 from train.data import DataConfig, Dataset, open_dataset, steps_per_epoch
 from train.display import Display, duration, summary
-from train.distributed import LaunchConfig, Placement, check_batch, is_lead, start
+from train.distributed import UPDATE_PATIENCE, LaunchConfig, Placement, Watch, check_batch, is_lead, leave, start
 from train.errors import CommandError
 from train.files import require_local_paths
 from train.interrupt import Interrupt
 from train.loop import Ending
 from train.presets import preset, recipe_for
-from train.record import read_record
+from train.record import code, read_record, shared_options
 from train.rundir import claimed, default_run_dir
 from train.runlog import check_log
-from train.session import Session, open_session
+from train.session import Session, dataset_facts, open_session
 
 Config = TrainConfig
 
@@ -101,6 +102,8 @@ def run(config: TrainConfig, *, report: bool = True) -> int:
     if config.compilation_cache is not None:
         jax.config.update("jax_compilation_cache_dir", str(config.compilation_cache.absolute()))
     start(config.launch)
+    if jax.process_count() > 1:
+        require_same({**shared_options(config), **code()}, "Start all of them with the same options and the same code")
     placement = Placement.of_all_devices()
     check_batch(config.batch, config.accumulate, jax.device_count())
     console = open_console(stderr=True) if is_lead() else None
@@ -108,17 +111,19 @@ def run(config: TrainConfig, *, report: bool = True) -> int:
     run_dir = config.run_dir or default_run_dir(config)
     try:
         with claimed(run_dir):
-            dataset = open_dataset(config.data)
+            dataset = together(lambda: open_dataset(config.data))
+            if jax.process_count() > 1:
+                require_same(dataset_facts(dataset), "Give all of them the same data")
             return _train(config, run_dir, dataset, placement, console, report)
-    except OSError as error:
-        raise CommandError(f"{error.filename or run_dir}: {error.strerror or error}") from error
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+    except AgreedError:
+        raise
+    except (CommandError, OSError, jax.errors.JaxRuntimeError) as error:
+        explained = _explained(error, config, run_dir)
+        if jax.process_count() > 1:
+            leave(explained)
+        if explained is error:
             raise
-        raise CommandError(
-            f"the devices have too little memory for --batch {config.batch}: lower it, "
-            "raise --accumulate, or set --remat keep_convs"
-        ) from error
+        raise explained from error
     except KeyboardInterrupt:
         print("stopped at once; the run goes on from its last checkpoint", file=sys.stderr)
         return 130
@@ -134,10 +139,44 @@ def _train(
         session = open_session(config, run_dir, dataset, placement, display, interrupt)
         stack.callback(session.close)
         with display:
-            ending = session.training.run()
+            ending = _to_the_end(session, display, run_dir)
         if report or ending == "interrupted":
             _report(config, run_dir, session, ending, console)
     return 0
+
+
+def _to_the_end(session: Session, display: Display, run_dir: Path) -> Ending:
+    """Trains. Where one of several processes fails, it ends here: the others do not know, and nothing can be closed
+    without them."""
+    config, training = session.around.config, session.training
+    try:
+        if jax.process_count() == 1:
+            return training.run()
+        advice = (
+            "compiling or slow storage, or one of them has stopped or is gone; JAX ends all after "
+            f"--heartbeat-timeout {config.launch.heartbeat_timeout} s without it, and the same command, given to all "
+            "of them, continues"
+        )
+        what = "an update in all processes"
+        with Watch(what, advice, sign=lambda: (training.step, display.signs), patience=UPDATE_PATIENCE):
+            return training.run()
+    except (Exception, KeyboardInterrupt) as error:
+        if jax.process_count() == 1:
+            raise
+        session.around.log.close()
+        leave(_explained(error, config, run_dir) if isinstance(error, Exception) else error)
+
+
+def _explained(error: Exception, config: TrainConfig, run_dir: Path) -> Exception:
+    """What the system or JAX raises as a line that names the file or the options; all else as it is."""
+    if isinstance(error, OSError):
+        return CommandError(f"{error.filename or run_dir}: {error.strerror or error}")
+    if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
+        return CommandError(
+            f"the devices have too little memory for --batch {config.batch}: lower it, "
+            "raise --accumulate, or set --remat keep_convs"
+        )
+    return error
 
 
 def _report(config: TrainConfig, run_dir: Path, session: Session, ending: Ending, console: Console | None) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import hashlib
 import importlib.metadata
 import json
 import platform
@@ -31,6 +32,15 @@ PACKAGES = (
     "simplejpeg",
 )
 FILE_NAME = "config.json"
+# What each of several processes may have for itself; what lies behind the paths is compared instead.
+OWN = frozenset(
+    [
+        *("config", "run_dir", "compilation_cache", "init"),
+        *("data.dir", "data.cache_dir", "data.workers"),
+        *("launch.coordinator", "launch.process_id"),
+        *("log.tensorboard", "log.wandb"),
+    ]
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,11 +94,16 @@ def read_record(path: Path) -> Record:
     )
 
 
+def shared_options(config: TrainConfig) -> dict[str, Any]:
+    """The options that all processes of a run must have in common, by the name under which they are given."""
+    return {_option(name): value for name, value in _flat(plain(config)) if name not in OWN}
+
+
 def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
     """Options that change what comes out of a run and differ, a line each: ``--optim.lr: 0.1 -> 0.05``."""
     before, after = dict(_flat(plain(old))), dict(_flat(plain(new)))
     return [
-        f"--{name.replace('_', '-')}: {before.get(name)} -> {after.get(name)}"
+        f"{_option(name)}: {before.get(name)} -> {after.get(name)}"
         for name in {**before, **after}
         if before.get(name) != after.get(name) and name not in CONDUCT and name.split(".")[0] not in CONDUCT
     ]
@@ -101,6 +116,10 @@ def plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def _option(name: str) -> str:
+    return f"--{name.removeprefix('launch.').replace('_', '-')}"
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -147,17 +166,30 @@ def _parse_scalar(kind: Any, value: Any, where: str) -> Any:
 
 def environment() -> dict[str, Any]:
     """Versions, devices, command and source revision of this process."""
-    versions = {name: _version(name) for name in PACKAGES}
     return {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: version for name, version in versions.items() if version},
+        "packages": _packages(),
         "devices": [f"{device.device_kind} {device.id}" for device in jax.devices()],
         "processes": jax.process_count(),
         "git": git_revision(),
     }
+
+
+def code() -> dict[str, str]:
+    """What computes: versions of packages, and a digest of this project's own files."""
+    root = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256()
+    for path in sorted([*(root / "train").rglob("*.py"), *(root / "aa_flax").rglob("*.py")]):
+        digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
+    return {**_packages(), "the code of train and aa_flax": digest.hexdigest()[:12]}
+
+
+def _packages() -> dict[str, str]:
+    versions = {name: _version(name) for name in PACKAGES}
+    return {name: version for name, version in versions.items() if version}
 
 
 def _version(package: str) -> str | None:

@@ -3,10 +3,11 @@
 import fcntl
 import fnmatch
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from train.agreement import prove_shared, together
 from train.config import TrainConfig
 from train.distributed import is_lead
 from train.errors import CommandError
@@ -23,17 +24,28 @@ def default_run_dir(config: TrainConfig) -> Path:
 
 @contextmanager
 def claimed(run_dir: Path) -> Iterator[None]:
-    """Makes a run's directory and keeps it from a second process while this one is alive.
+    """Makes a run's directory and keeps it from a second run while this one is alive.
 
-    Nothing is left of it where nothing came to be written.
+    Several processes make sure that it is the same directory for all of them. Nothing is left of it where nothing
+    came to be written.
 
     Raises:
-        CommandError: it cannot be made or written to, or another process trains in it.
+        CommandError: it cannot be made or written to, another run trains in it, or it is not shared.
     """
-    _check_name(run_dir)
-    if not is_lead():
+    with ExitStack() as stack:
+
+        def claim() -> None:
+            _check_name(run_dir)
+            if is_lead():
+                stack.enter_context(_locked(run_dir))
+
+        together(claim)
+        prove_shared(run_dir)
         yield
-        return
+
+
+@contextmanager
+def _locked(run_dir: Path) -> Iterator[None]:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         lock = (run_dir / LOCK).open("w")

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import json
+import zlib
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,12 @@ import jax
 from flax import nnx
 from optax import GradientTransformation
 
-from train.checkpoint import Checkpoints
+from train.agreement import require_same, together
+from train.checkpoint import Checkpoints, describe
 from train.config import TrainConfig, create_network
 from train.data import Dataset, steps_per_epoch
 from train.data.augment import augment
+from train.data.fingerprint import fingerprint
 from train.display import Display
 from train.distributed import Placement, is_lead
 from train.feed import DeviceFeed, Feed, LoaderFeed
@@ -59,6 +63,13 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
         "train_images": len(dataset.train),
         "val_images": len(dataset.val),
     }
+
+
+def dataset_facts(dataset: Dataset) -> dict[str, Any]:
+    """What all processes of a run must find in their data."""
+    sources = {"training": dataset.train, "validation": dataset.val}
+    prints = {f"the {which} data's digest": fingerprint(source) for which, source in sources.items()}
+    return {**{f"the data's {name}": value for name, value in describe_dataset(dataset).items()}, **prints}
 
 
 def optimizer_of(config: TrainConfig, per_epoch: int) -> GradientTransformation:
@@ -114,13 +125,20 @@ def _starting_state(
     optimizer = optimizer_of(config, steps_per_epoch(dataset, config.batch))
     shapes = abstract_state(config, model, optimizer)
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement.replicated), shapes)
+    require_same(
+        {"the list of checkpoints": checkpoints.steps()},
+        "Their --run-dir must be the same directory, seen at once by all",
+    )
     restored = checkpoints.restore(like)
     if restored is not None:
         for line in restored.damaged:
             say(f"{line}; set aside")
         say(f"continuing from step {restored.step:,}")
         return restored.state, restored.step
-    network = initial_network(config, dataset.num_classes)
+    network = together(lambda: initial_network(config, dataset.num_classes))
+    if jax.process_count() > 1:
+        crc = zlib.crc32(json.dumps([describe(x) for x in jax.tree.leaves(split_model(network)[1:])]).encode())
+        require_same({"the checksum of the initial weights": f"{crc:08x}"}, "Give all of them the same --init")
     settle_statistics(network, config, dataset, placement, _prepare(config, dataset), say)
     _, params, stats = split_model(network)
     state = initial_state(params, stats, optimizer, ema=config.optim.ema is not None)
@@ -151,10 +169,10 @@ def open_session(
         OSError: the run's directory cannot be written to.
     """
     facts = describe_dataset(dataset)
-    for line in may_continue(run_dir, config, facts):
+    for line in together(lambda: may_continue(run_dir, config, facts)):
         display.say(f"changed: {line}")
     per_epoch = steps_per_epoch(dataset, config.batch)
-    scores = {step: values["accuracy"] for step, values in read_scores(run_dir).items()}
+    scores = {step: values["accuracy"] for step, values in together(lambda: read_scores(run_dir)).items()}
     checkpoints = Checkpoints(run_dir / CHECKPOINTS, scores=scores)
     model = abstract_network(config, dataset.num_classes)
     state, step = _starting_state(config, dataset, placement, checkpoints, model, display.say)
