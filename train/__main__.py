@@ -15,9 +15,7 @@ from typing import Any
 
 import tyro
 
-from aa_flax.printable import accept_any_text, printable
 from train.errors import CommandError
-from train.files import require_local_paths
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
       the command's exit code; 2 when it ended in a `CommandError`, whose message is then the
       one line on stderr; 130 when it was interrupted.
     """
-    accept_any_text()
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
         print(_overview(), file=sys.stdout if words else sys.stderr)
@@ -75,6 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         known = ", ".join(COMMANDS)
         print(f"error: unknown command {name!r}; commands are: {known}", file=sys.stderr)
         return USAGE_ERROR
+    # Not before: these bring JAX with them.
+    from aa_flax.printable import accept_any_text, printable
+    from train.files import require_local_paths
+
+    accept_any_text()
     module = importlib.import_module(COMMANDS[name].module)
     try:
         config = _parse(module, options, f"python -m train {name}")
