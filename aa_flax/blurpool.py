@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 
 from aa_flax import axis_maps
+from aa_flax.axes import check_floating, per_axis, spatial_axes, whole_number
 from aa_flax.axis_maps import Band
 
 # The names numpy uses for the same index rules; the reference's short names are accepted as well.
@@ -43,11 +44,8 @@ def binomial_filter(filter_size: int) -> np.ndarray:
 
     Source: Zhang 2019, section 4 ("Anti-aliasing filters").
     """
-    number = isinstance(filter_size, int | float | np.number) and not isinstance(filter_size, bool)
-    if not number or filter_size != int(filter_size) or filter_size < 1:
-        raise ValueError(f"filter_size must be a whole number >= 1, got {filter_size!r}")
     row = np.ones(1)
-    for _ in range(int(filter_size) - 1):
+    for _ in range(whole_number("filter_size", filter_size) - 1):
         # Halving at each step instead of dividing at the end keeps large filters finite.
         row = np.convolve(row, [0.5, 0.5])
     return row
@@ -127,18 +125,17 @@ def blur_axes(
 ) -> jax.Array:
     """Blurs and subsamples ``x`` along the given axes; see :func:`blur_pool` for the other arguments."""
     x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"blur_pool takes floating point arrays, got {x.dtype}: convert the input first")
+    check_floating("blur_pool", x)
     pad_type = canonical_pad_type(pad_type)
-    per_axis = zip(
+    geometry = zip(
         axes,
-        _per_axis("filter_size", filter_size, len(axes), 1),
-        _per_axis("stride", stride, len(axes), 1),
-        _per_axis("pad_off", pad_off, len(axes), None),
+        per_axis("filter_size", filter_size, len(axes)),
+        per_axis("stride", stride, len(axes)),
+        per_axis("pad_off", pad_off, len(axes), least=None),
         strict=True,
     )
     maps = []
-    for axis, taps, step, off in per_axis:
+    for axis, taps, step, off in geometry:
         if x.shape[axis] < 1:
             raise ValueError(f"blur_pool needs at least one sample on axis {axis}, got shape {x.shape}")
         one = BlurAxis(axis, x.shape[axis], taps, step, pad_type, off)
@@ -156,23 +153,14 @@ def canonical_pad_type(pad_type: str) -> str:
     return name
 
 
-def _per_axis(name: str, value: int | Sequence[int], axes: int, least: int | None) -> tuple[int, ...]:
-    values = tuple(value) if isinstance(value, Sequence) else (value,) * axes
-    if len(values) != axes:
-        raise ValueError(f"{name} must be one number or {axes}, one per spatial axis; got {value!r}")
-    for v in values:
-        if isinstance(v, bool) or not isinstance(v, int | np.integer) or (least is not None and v < least):
-            wanted = "whole numbers" if least is None else f"whole numbers >= {least}"
-            raise ValueError(f"{name} must hold {wanted}, got {value!r}")
-    return tuple(int(v) for v in values)
-
-
 def blur_pool(
     x: jax.Array,
     filter_size: int | Sequence[int] = 4,
     stride: int | Sequence[int] = 2,
     pad_type: str = "reflect",
     pad_off: int | Sequence[int] = 0,
+    *,
+    spatial_dims: int | None = None,
 ) -> jax.Array:
     """Low-pass filters and subsamples every spatial axis of a channels-last batch.
 
@@ -186,6 +174,8 @@ def blur_pool(
         pad_type: ``reflect`` (numpy's rule, the edge is not repeated; maps smaller than the padding are
             reflected again), ``replicate``, ``zero`` or ``circular``; ``refl`` and ``repl`` are understood.
         pad_off: samples of padding added on both sides of each axis; negative values crop.
+        spatial_dims: spatial axes, those before the channels; all before them are batch. None means every axis but
+            the first and the last, so that (N, T, H, W, C) is a volume: 2 makes it a batch of images.
 
     Returns:
         Array of the input's dtype. Sums run in float32, or in float64 for float64 inputs.
@@ -196,9 +186,8 @@ def blur_pool(
 
     Source: Zhang 2019, section 3.2.
     """
-    if x.ndim < 3:
-        raise ValueError(f"blur_pool takes (N, spatial..., C), got shape {x.shape}")
-    return blur_axes(x, range(1, x.ndim - 1), filter_size, stride, pad_type, pad_off)
+    axes = spatial_axes("blur_pool", x, spatial_dims)
+    return blur_axes(x, axes, filter_size, stride, pad_type, pad_off)
 
 
 class _BlurPool(nnx.Module):
@@ -213,18 +202,14 @@ class _BlurPool(nnx.Module):
         pad_type: str,
         pad_off: int | Sequence[int],
     ):
-        self.filter_size = _per_axis("filter_size", filter_size, self.spatial_dims, 1)
-        self.stride = _per_axis("stride", stride, self.spatial_dims, 1)
+        self.filter_size = per_axis("filter_size", filter_size, self.spatial_dims)
+        self.stride = per_axis("stride", stride, self.spatial_dims)
         self.pad_type = canonical_pad_type(pad_type)
-        self.pad_off = _per_axis("pad_off", pad_off, self.spatial_dims, None)
+        self.pad_off = per_axis("pad_off", pad_off, self.spatial_dims, least=None)
 
     def __call__(self, x: jax.Array, like: jax.Array | None = None) -> jax.Array:
         """Blurs and subsamples. ``like`` is there for layers that adapt, see :class:`aa_flax.Downsample`."""
-        if x.ndim < self.spatial_dims + 1:
-            raise ValueError(
-                f"{type(self).__name__} takes (..., {self.spatial_dims} spatial axes, C), got shape {x.shape}"
-            )
-        axes = range(x.ndim - 1 - self.spatial_dims, x.ndim - 1)
+        axes = spatial_axes(type(self).__name__, x, self.spatial_dims)
         return blur_axes(x, axes, self.filter_size, self.stride, self.pad_type, self.pad_off)
 
 

@@ -16,6 +16,7 @@ from flax import nnx
 from jax import lax
 
 from aa_flax import blurpool
+from aa_flax.axes import check_floating, per_axis, spatial_axes, whole_number
 from aa_flax.axis_maps import matmul_along
 from aa_flax.blurpool import blur_axes
 from aa_flax.energies import most_energetic
@@ -36,20 +37,9 @@ class Downsample(Protocol):
         ...
 
 
-def strides_per_axis(stride: int | Sequence[int], spatial_dims: int) -> tuple[int, ...]:
-    """One stride for each spatial axis; ValueError for what is none."""
-    strides = (stride,) * spatial_dims if isinstance(stride, int) else tuple(stride)
-    if len(strides) != spatial_dims or any(isinstance(s, bool) or s < 1 for s in strides):
-        raise ValueError(f"stride must be {spatial_dims} whole numbers >= 1 or one of them, got {stride!r}")
-    return strides
-
-
 def _spatial_axes(layer: nnx.Module, x: jax.Array, spatial_dims: int) -> range:
-    if x.ndim < spatial_dims + 1:
-        raise ValueError(f"{type(layer).__name__} takes (..., {spatial_dims} spatial axes, C), got shape {x.shape}")
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"{type(layer).__name__} takes floating point arrays, got {x.dtype}: convert the input first")
-    return range(x.ndim - 1 - spatial_dims, x.ndim - 1)
+    check_floating(type(layer).__name__, x)
+    return spatial_axes(type(layer).__name__, x, spatial_dims)
 
 
 _NUMPY_MODES: dict[str, Any] = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
@@ -98,9 +88,8 @@ class AdaptivePolyphase(nnx.Module):
         end_pad_type: str | None = None,
         spatial_dims: int = 2,
     ):
-        blurpool.binomial_filter(filter_size)
-        self.filter_size = filter_size
-        self.stride = strides_per_axis(stride, spatial_dims)
+        self.filter_size = whole_number("filter_size", filter_size)
+        self.stride = per_axis("stride", stride, spatial_dims)
         self.pad_type = blurpool.canonical_pad_type(pad_type)
         self.end_pad_type = self.pad_type if end_pad_type is None else blurpool.canonical_pad_type(end_pad_type)
 
@@ -173,11 +162,11 @@ class ContentAdaptiveBlur(nnx.Module):
         param_dtype: jax.typing.DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        blurpool.binomial_filter(filter_size)
+        filter_size = whole_number("filter_size", filter_size)
         if groups < 1 or channels % groups:
             raise ValueError(f"groups must divide the {channels} channels, got {groups}")
         self.filter_size, self.groups = filter_size, groups
-        self.stride = strides_per_axis(stride, spatial_dims)
+        self.stride = per_axis("stride", stride, spatial_dims)
         self.pad_type = blurpool.canonical_pad_type(pad_type)
         width = groups * filter_size**spatial_dims
         self.filters = nnx.Conv(
@@ -233,7 +222,7 @@ class IdealLowPass(nnx.Module):
     """
 
     def __init__(self, stride: int | Sequence[int] = 2, *, spatial_dims: int = 2):
-        self.stride = strides_per_axis(stride, spatial_dims)
+        self.stride = per_axis("stride", stride, spatial_dims)
 
     def __call__(self, x: jax.Array, like: jax.Array | None = None) -> jax.Array:
         """Filters and subsamples. ``like`` is ignored."""

@@ -1,16 +1,19 @@
 """Drop-in forms of NNX's strided layers: the same signatures, parameters and output sizes, but anti-aliased.
 
-With ``filter_size=1`` each of them is NNX's own layer, number for number.
+With ``filter_size=1`` each of them is NNX's own layer, number for number. The window says how many axes are spatial;
+all axes before those are batch. On images a window over one axis is refused.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from jax import lax
 
 from aa_flax import blurpool
+from aa_flax.axes import each_axis, per_axis, spatial_axes, whole_number
 from aa_flax.blurpool import BlurPool1D, BlurPool2D, BlurPool3D
 from aa_flax.downsample import Downsample
 from aa_flax.strided import BlurredConvolution, Padding, blur_factors, dense_max, dense_mean, explicit_padding
@@ -37,11 +40,11 @@ class Conv(nnx.Conv):
     """
 
     def __init__(self, *args: Any, filter_size: int = 4, pad_type: str = "reflect", **kwargs: Any):
-        blurpool.binomial_filter(filter_size)
         pad_type = blurpool.canonical_pad_type(pad_type)
         function = kwargs.pop("conv_general_dilated", lax.conv_general_dilated)
-        hook = BlurredConvolution(filter_size, pad_type, function=function)
+        hook = BlurredConvolution(whole_number("filter_size", filter_size), pad_type, function=function)
         super().__init__(*args, conv_general_dilated=hook, **kwargs)
+        self.strides = per_axis("strides", 1 if self.strides is None else self.strides, len(self.kernel_size))
 
     def __call__(self, inputs: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
         _check_rank("Conv", inputs, self.kernel_size)
@@ -80,9 +83,9 @@ def max_pool(
 
     Source: Zhang 2019, section 3.2, equation 6.
     """
-    blurpool.binomial_filter(filter_size)
-    axes, steps, pads = _pool_geometry("max_pool", inputs, window_shape, strides, padding)
-    y = dense_max(inputs, axes, window_shape, pads)
+    filter_size = whole_number("filter_size", filter_size)
+    axes, window, steps, pads = _pool_geometry("max_pool", inputs, window_shape, strides, padding)
+    y = dense_max(inputs, axes, window, pads)
     return blur_factors(y, axes, steps, filter_size, pad_type)
 
 
@@ -117,37 +120,29 @@ def avg_pool(
 
     Source: Zhang 2019, section 3.2.
     """
-    blurpool.binomial_filter(filter_size)
-    axes, steps, pads = _pool_geometry("avg_pool", inputs, window_shape, strides, padding)
-    y = dense_mean(inputs, window_shape, pads, count_include_pad)
-    taps = [max(filter_size - 1, 1) if size == 2 else filter_size for size in window_shape]
+    filter_size = whole_number("filter_size", filter_size)
+    axes, window, steps, pads = _pool_geometry("avg_pool", inputs, window_shape, strides, padding)
+    y = dense_mean(inputs, window, pads, count_include_pad)
+    taps = [max(filter_size - 1, 1) if size == 2 else filter_size for size in window]
     return blur_factors(y, axes, steps, taps, pad_type)
 
 
 def _pool_geometry(name: str, x: jax.Array, window: Sequence[int], strides: Sequence[int] | None, padding: Padding):
-    """The spatial axes of ``x``, and the strides and the padding that a pool has on them."""
-    window = _per_axis("window_shape", window)
-    strides = (1,) * len(window) if strides is None else _per_axis("strides", strides)
-    if x.ndim <= len(window):
-        raise ValueError(f"{name} over a window of {tuple(window)} takes (..., spatial..., C), got shape {x.shape}")
+    """The spatial axes of ``x``, and the window, the strides and the padding that a pool has on them."""
+    window = each_axis("window_shape", window)
+    strides = (1,) * len(window) if strides is None else each_axis("strides", strides)
+    axes = spatial_axes(f"{name} over a window of {window}", x, len(window))
     _check_lengths(name, window, strides)
     _check_rank(name, x, window)
-    axes = range(x.ndim - 1 - len(window), x.ndim - 1)
     pads = explicit_padding(padding, [x.shape[a] for a in axes], window, strides)
     if any(x.shape[a] + sum(pad) < size for a, pad, size in zip(axes, pads, window, strict=True)):
         raise ValueError(f"{name}: a window of {tuple(window)} does not fit into the map {x.shape}, padding {pads}")
-    return axes, strides, pads
+    return axes, window, strides, pads
 
 
 def _check_lengths(name: str, window: Sequence[int], strides: Sequence[int]) -> None:
     if len(strides) != len(window):
         raise ValueError(f"{name}: strides {tuple(strides)} and window {tuple(window)} differ in length")
-
-
-def _per_axis(name: str, value: int | Sequence[Any]) -> tuple[Any, ...]:
-    if isinstance(value, int):
-        raise ValueError(f"{name}={value} is one number: give one for each spatial axis, such as {(value, value)}")
-    return tuple(value)
 
 
 def blur_layer(factors: tuple[int, ...], filter_size: int, pad_type: str) -> BlurPool1D | BlurPool2D | BlurPool3D:
@@ -171,11 +166,11 @@ class _Pool(nnx.Module):
         pad_type: str = "reflect",
         downsample: Downsample | None = None,
     ):
-        blurpool.binomial_filter(filter_size)
-        self.window_shape = _per_axis("window_shape", window_shape)
-        self.strides = self.window_shape if strides is None else _per_axis("strides", strides)
+        filter_size = whole_number("filter_size", filter_size)
+        self.window_shape = each_axis("window_shape", window_shape)
+        self.strides = self.window_shape if strides is None else each_axis("strides", strides)
         _check_lengths(type(self).__name__, self.window_shape, self.strides)
-        self.padding = padding if isinstance(padding, str | int) else tuple((lo, hi) for lo, hi in padding)
+        self.padding = padding if isinstance(padding, str | int | np.integer) else tuple((lo, hi) for lo, hi in padding)
         self.downsample = downsample or self._default(filter_size, pad_type)
 
     def _default(self, filter_size: int, pad_type: str) -> Downsample:
@@ -197,7 +192,7 @@ class MaxBlurPool(_Pool):
     """
 
     def __call__(self, x: jax.Array, like: jax.Array | None = None) -> jax.Array:
-        axes, _, pads = _pool_geometry("MaxBlurPool", x, self.window_shape, self.strides, self.padding)
+        axes, _, _, pads = _pool_geometry("MaxBlurPool", x, self.window_shape, self.strides, self.padding)
         return self.downsample(dense_max(x, axes, self.window_shape, pads), like)
 
 
@@ -211,7 +206,7 @@ class AvgBlurPool(_Pool):
         return blur_layer(self.strides, filter_size, pad_type)
 
     def __call__(self, x: jax.Array, like: jax.Array | None = None) -> jax.Array:
-        _, _, pads = _pool_geometry("AvgBlurPool", x, self.window_shape, self.strides, self.padding)
+        _, _, _, pads = _pool_geometry("AvgBlurPool", x, self.window_shape, self.strides, self.padding)
         return self.downsample(dense_mean(x, self.window_shape, pads), like)
 
 
@@ -247,9 +242,9 @@ class ConvBlur(nnx.Module):
         downsample: Downsample | None = None,
         **options: Any,
     ):
-        kernel_size = _per_axis("kernel_size", kernel_size)
-        factors = (strides,) * len(kernel_size) if isinstance(strides, int) else tuple(strides)
-        _check_lengths("ConvBlur", kernel_size, factors)
+        kernel_size = each_axis("kernel_size", kernel_size)
+        factors = per_axis("strides", strides, len(kernel_size))
+        filter_size = whole_number("filter_size", filter_size)
         self.conv = nnx.Conv(in_features, out_features, kernel_size, **options)
         self.norm = norm
         self.activation = activation

@@ -1,4 +1,4 @@
-"""Pooling with PyTorch's values and gradients, on channels-last arrays."""
+"""Pooling of images with PyTorch's values and gradients: (..., H, W, C), all axes in front are batch."""
 
 import functools
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from aa_flax.axes import check_floating, per_axis, spatial_axes
 from aa_flax.blurpool import blur_axes
 
 
@@ -29,28 +30,29 @@ def max_pool(
     """Maximum over windows; value and gradient equal PyTorch's, ties and NaN included.
 
     Args:
-        x: array (N, H, W, C).
+        x: array (..., H, W, C).
         window: window size in pixels, one number or (height, width).
         stride: distance between windows in pixels, one number or (height, width).
         padding: pixels of minus infinity on each side, one number or (height, width).
 
     Returns:
-        Array (N, H', W', C) of the input's dtype with ``H' = (H + 2 padding - window) // stride + 1``.
+        Array (..., H', W', C) of the input's dtype with ``H' = (H + 2 padding - window) // stride + 1``.
 
     Raises:
         ValueError: if the padded map is smaller than the window.
     """
-    pads = _pair(padding)
+    batch_dims = spatial_axes("max_pool", x, 2).start
+    pads = per_axis("padding", padding, 2, least=0)
     if any(pads):
-        x = lax.pad(x, _lowest(x.dtype), [(0, 0, 0), *((p, p, 0) for p in pads), (0, 0, 0)])
-    return _window_max(x, _pair(window), _pair(stride))
+        x = lax.pad(x, _lowest(x.dtype), [(0, 0, 0)] * batch_dims + [(p, p, 0) for p in pads] + [(0, 0, 0)])
+    return _window_max(x, per_axis("window", window, 2), per_axis("stride", stride, 2))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def _window_max(x: jax.Array, sizes: tuple[int, int], strides: tuple[int, int]) -> jax.Array:
     # Columns, then rows: of several equal maxima the first in reading order wins, as in PyTorch.
-    for axis in (2, 1):
-        x = functools.reduce(_larger, _shifted(x, axis, sizes[axis - 1], strides[axis - 1]))
+    for axis in (1, 0):
+        x = functools.reduce(_larger, _shifted(x, axis, sizes[axis], strides[axis]))
     return x
 
 
@@ -69,23 +71,17 @@ def _window_max_jvp(sizes: tuple[int, int], strides: tuple[int, int], primals, t
 
 def _in_windows(x: jax.Array, sizes: tuple[int, int], strides: tuple[int, int]) -> list[jax.Array]:
     """The samples of every window, in reading order."""
-    rows = _shifted(x, 1, sizes[0], strides[0])
-    return [sample for row in rows for sample in _shifted(row, 2, sizes[1], strides[1])]
+    rows = _shifted(x, 0, sizes[0], strides[0])
+    return [sample for row in rows for sample in _shifted(row, 1, sizes[1], strides[1])]
 
 
-def _shifted(x: jax.Array, axis: int, size: int, stride: int) -> list[jax.Array]:
-    """The samples of every window along one axis: first ones, second ones, and so on."""
+def _shifted(x: jax.Array, spatial: int, size: int, stride: int) -> list[jax.Array]:
+    """The samples of every window along height (0) or width (1): first ones, second ones, and so on."""
+    axis = x.ndim - 3 + spatial
     if x.shape[axis] < size:
         raise ValueError(f"a pooling window of {size} is larger than axis {axis} of the map, shape {x.shape}")
     span = (x.shape[axis] - size) // stride * stride + 1
     return [lax.slice_in_dim(x, i, i + span, stride, axis) for i in range(size)]
-
-
-def _pair(value: int | Sequence[int]) -> tuple[int, int]:
-    if isinstance(value, Sequence):
-        first, second = value
-        return first, second
-    return value, value
 
 
 def _lowest(dtype) -> np.ndarray:
@@ -96,21 +92,24 @@ def avg_pool(x: jax.Array, window: int | Sequence[int], stride: int | Sequence[i
     """Mean over windows without padding.
 
     Args:
-        x: array (N, H, W, C).
+        x: floating point array (..., H, W, C).
         window: window size in pixels, one number or (height, width).
         stride: distance between windows in pixels, one number or (height, width).
 
     Returns:
-        Array (N, H', W', C) of the input's dtype with ``H' = (H - window) // stride + 1``; sums run in float32 or
+        Array (..., H', W', C) of the input's dtype with ``H' = (H - window) // stride + 1``; sums run in float32 or
         wider.
 
     Raises:
+        TypeError: if ``x`` is not floating point.
         ValueError: if the map is smaller than the window.
     """
+    spatial_axes("avg_pool", x, 2)
+    check_floating("avg_pool", x)
     y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    sizes, strides = _pair(window), _pair(stride)
-    for axis in (2, 1):
-        y = functools.reduce(jnp.add, _shifted(y, axis, sizes[axis - 1], strides[axis - 1])) / sizes[axis - 1]
+    sizes, strides = per_axis("window", window, 2), per_axis("stride", stride, 2)
+    for axis in (1, 0):
+        y = functools.reduce(jnp.add, _shifted(y, axis, sizes[axis], strides[axis])) / sizes[axis]
     return y.astype(x.dtype)
 
 
@@ -125,7 +124,7 @@ def max_blur_pool(
     """The anti-aliased form of a strided max-pool: a dense maximum, then blur and subsample.
 
     Args:
-        x: floating point array (N, H, W, C).
+        x: floating point array (..., H, W, C).
         window: window of the maximum in pixels, one number or (height, width).
         filter_size: taps of the blur, see :func:`aa_flax.blur_pool`.
         stride: subsampling factor of the blur; the maximum itself is dense.
@@ -137,7 +136,8 @@ def max_blur_pool(
 
     Source: Zhang 2019, section 3.2, equation 6.
     """
-    return blur_axes(max_pool(x, window, 1, padding), (1, 2), filter_size, stride, pad_type, 0)
+    axes = spatial_axes("max_blur_pool", x, 2)
+    return blur_axes(max_pool(x, window, 1, padding), axes, filter_size, stride, pad_type, 0)
 
 
 def adaptive_avg_pool(x: jax.Array, output_size: int | Sequence[int]) -> jax.Array:
@@ -147,15 +147,20 @@ def adaptive_avg_pool(x: jax.Array, output_size: int | Sequence[int]) -> jax.Arr
     neighbouring cells overlap where N is no multiple of ``out``, and repeat pixels where N is smaller.
 
     Args:
-        x: array (N, H, W, C).
+        x: floating point array (..., H, W, C).
         output_size: cells, one number or (height, width).
 
     Returns:
-        Array (N, height, width, C) of the input's dtype; means are taken in float32 or wider.
+        Array (..., height, width, C) of the input's dtype; means are taken in float32 or wider.
+
+    Raises:
+        TypeError: if ``x`` is not floating point.
     """
+    axes = spatial_axes("adaptive_avg_pool", x, 2)
+    check_floating("adaptive_avg_pool", x)
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     y = x
-    for axis, cells in zip((1, 2), _pair(output_size), strict=True):
+    for axis, cells in zip(axes, per_axis("output_size", output_size, 2), strict=True):
         size = y.shape[axis]
         if size == cells:
             continue
@@ -168,5 +173,6 @@ def adaptive_avg_pool(x: jax.Array, output_size: int | Sequence[int]) -> jax.Arr
 
 
 def global_avg_pool(x: jax.Array) -> jax.Array:
-    """The mean over all pixels, (N, H, W, C) to (N, C), taken in float32 or wider, in the input's dtype."""
-    return x.mean((1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32)).astype(x.dtype)
+    """The mean over all pixels, (..., H, W, C) to (..., C), taken in float32 or wider, in the input's dtype."""
+    spatial_axes("global_avg_pool", x, 2)
+    return x.mean((-3, -2), dtype=jnp.promote_types(x.dtype, jnp.float32)).astype(x.dtype)

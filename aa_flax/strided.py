@@ -12,10 +12,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 
 from aa_flax import blurpool, pooling
+from aa_flax.axes import per_axis
 
 Padding = str | Sequence[tuple[int, int]]
 
@@ -40,7 +42,7 @@ def explicit_padding(
     """
     if isinstance(padding, str):
         return [(int(lo), int(hi)) for lo, hi in lax.padtype_to_pads(sizes, window, strides, padding)]
-    if isinstance(padding, int):
+    if isinstance(padding, int | np.integer):
         pairs = ((padding, padding),) * len(sizes)
         raise ValueError(
             f"padding={padding} is one number: give (before, after) for each spatial axis, such as {pairs}"
@@ -52,9 +54,9 @@ def blur_factors(
     x: jax.Array, axes: Sequence[int], factors: Sequence[int], filter_size: int | Sequence[int], pad_type: str
 ) -> jax.Array:
     """Blurs and subsamples the axes whose factor is above 1 and leaves the others alone."""
-    sizes = [filter_size] * len(factors) if isinstance(filter_size, int) else filter_size
+    sizes = per_axis("filter_size", filter_size, len(factors))
     taps = [k if factor > 1 else 1 for k, factor in zip(sizes, factors, strict=True)]
-    return blurpool.blur_axes(x, axes, taps, tuple(factors), pad_type, 0)
+    return blurpool.blur_axes(x, axes, taps, factors, pad_type, 0)
 
 
 @dataclasses.dataclass(frozen=True)

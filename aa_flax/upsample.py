@@ -5,13 +5,12 @@ import functools
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from aa_flax import axis_maps, blurpool
+from aa_flax.axes import check_floating, per_axis, spatial_axes, whole_number
 from aa_flax.axis_maps import Band
 from aa_flax.blurpool import blur_band
-from aa_flax.downsample import strides_per_axis
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +48,8 @@ def blur_upsample(
     stride: int | Sequence[int] = 2,
     pad_type: str = "reflect",
     size: Sequence[int] | None = None,
+    *,
+    spatial_dims: int | None = None,
 ) -> jax.Array:
     """Enlarges every spatial axis: zeros between the samples, then a blur, scaled so that constants stay constant.
 
@@ -63,6 +64,8 @@ def blur_upsample(
         pad_type: padding of the blur on the large grid, see :func:`aa_flax.blur_pool`.
         size: spatial size of the output, any that ``blur_pool`` would bring to that of ``x``; by default ``stride``
             times as large.
+        spatial_dims: spatial axes, those before the channels; all before them are batch. None means every axis but
+            the first and the last.
 
     Returns:
         Array of the input's dtype; sums run in float32 or wider.
@@ -73,19 +76,18 @@ def blur_upsample(
 
     Source: Zhang 2019, section 3.2, transposed; the reference package's ``BlurPool`` has no counterpart.
     """
-    if x.ndim < 3:
-        raise ValueError(f"blur_upsample takes (N, spatial..., C), got shape {x.shape}")
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"blur_upsample takes floating point arrays, got {x.dtype}: convert the input first")
+    axes = spatial_axes("blur_upsample", x, spatial_dims)
+    check_floating("blur_upsample", x)
     pad_type = blurpool.canonical_pad_type(pad_type)
-    blurpool.binomial_filter(filter_size)
-    small = x.shape[1:-1]
-    strides = strides_per_axis(stride, len(small))
-    large = tuple(n * s for n, s in zip(small, strides, strict=True)) if size is None else tuple(size)
-    if len(large) != len(small) or any(-(-m // s) != n for m, n, s in zip(large, small, strides, strict=True)):
+    filter_size = whole_number("filter_size", filter_size)
+    small = tuple(x.shape[axis] for axis in axes)
+    strides = per_axis("stride", stride, len(axes))
+    times = tuple(n * s for n, s in zip(small, strides, strict=True))
+    large = times if size is None else per_axis("size", size, len(axes))
+    if any(-(-m // s) != n for m, n, s in zip(large, small, strides, strict=True)):
         raise ValueError(f"size={large} is no size that stride {strides} brings to {small}")
     maps = []
-    for axis, (n, m, s) in enumerate(zip(small, large, strides, strict=True), 1):
+    for axis, n, m, s in zip(axes, small, large, strides, strict=True):
         if s > 1:
             one = _UpAxis(axis, n, m, filter_size, s, pad_type)
             one.bands  # noqa: B018  a filter with gaps raises here, before anything is traced
@@ -94,20 +96,27 @@ def blur_upsample(
 
 
 class BlurUpsample(nnx.Module):
-    """:func:`blur_upsample` as a layer, for sequences, images and volumes alike. It holds no variables.
+    """:func:`blur_upsample` as a layer, (..., spatial..., C). It holds no variables.
 
     Args:
         filter_size: taps of the blur.
         stride: enlargement, one number or one for each spatial axis.
         pad_type: padding of the blur, see :func:`aa_flax.blur_pool`.
+        spatial_dims: spatial axes: 1 for sequences, 2 for images, 3 for volumes.
     """
 
-    def __init__(self, filter_size: int = 4, stride: int | Sequence[int] = 2, pad_type: str = "reflect"):
-        blurpool.binomial_filter(filter_size)
-        self.filter_size = filter_size
-        self.stride = stride if isinstance(stride, int) else tuple(stride)
+    def __init__(
+        self,
+        filter_size: int = 4,
+        stride: int | Sequence[int] = 2,
+        pad_type: str = "reflect",
+        *,
+        spatial_dims: int = 2,
+    ):
+        self.filter_size = whole_number("filter_size", filter_size)
+        self.stride = per_axis("stride", stride, spatial_dims)
         self.pad_type = blurpool.canonical_pad_type(pad_type)
 
     def __call__(self, x: jax.Array, size: Sequence[int] | None = None) -> jax.Array:
-        """Enlarges ``x`` (N, spatial..., C), to ``size`` if given."""
-        return blur_upsample(x, self.filter_size, self.stride, self.pad_type, size)
+        """Enlarges the spatial axes of ``x``, to ``size`` if given."""
+        return blur_upsample(x, self.filter_size, self.stride, self.pad_type, size, spatial_dims=len(self.stride))

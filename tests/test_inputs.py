@@ -1,0 +1,168 @@
+"""What layers take: any axes in front of the spatial ones, and whole numbers of any kind as their arguments."""
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import aa_flax
+from aa_flax.pooling import global_avg_pool
+
+RNGS = nnx.Rngs(0)
+# Each maps (..., 6, 5, 2), the last two of them (..., 5, 2) and (..., 4, 6, 5, 2).
+IMAGE_LAYERS = {
+    "max_pool": lambda x: aa_flax.max_pool(x, 3, 2, 1),
+    "avg_pool": lambda x: aa_flax.avg_pool(x, 2, (1, 2)),
+    "adaptive_avg_pool": lambda x: aa_flax.adaptive_avg_pool(x, (4, 3)),
+    "global_avg_pool": global_avg_pool,
+    "max_blur_pool": aa_flax.max_blur_pool,
+    "blur_pool": lambda x: aa_flax.blur_pool(x, spatial_dims=2),
+    "blur_upsample": lambda x: aa_flax.blur_upsample(x, spatial_dims=2),
+    "BlurPool2D": aa_flax.BlurPool2D(3),
+    "BlurUpsample": aa_flax.BlurUpsample(),
+    "nn.max_pool": lambda x: aa_flax.nn.max_pool(x, (2, 2), (2, 1), "SAME"),
+    "nn.avg_pool": lambda x: aa_flax.nn.avg_pool(x, (2, 3), (1, 2)),
+    "nn.MaxBlurPool": aa_flax.nn.MaxBlurPool((2, 2)),
+    "nn.AvgBlurPool": aa_flax.nn.AvgBlurPool((2, 2)),
+    "nn.Conv": aa_flax.nn.Conv(2, 3, (3, 3), 2, rngs=RNGS),
+    "nn.ConvBlur": aa_flax.nn.ConvBlur(2, 3, (3, 3), rngs=RNGS),
+    "AdaptivePolyphase": aa_flax.AdaptivePolyphase(3),
+    "ContentAdaptiveBlur": aa_flax.ContentAdaptiveBlur(2, groups=1, norm=lambda channels: jnp.tanh, rngs=RNGS),
+    "IdealLowPass": aa_flax.IdealLowPass(),
+}
+LAYERS = {name: (2, layer) for name, layer in IMAGE_LAYERS.items()} | {
+    "BlurPool1D": (1, aa_flax.BlurPool1D()),
+    "BlurUpsample in one dimension": (1, aa_flax.BlurUpsample(spatial_dims=1)),
+    "BlurPool3D": (3, aa_flax.BlurPool3D()),
+    "nn.max_pool in three dimensions": (3, lambda x: aa_flax.nn.max_pool(x, (2, 2, 2), (2, 2, 2))),
+}
+
+
+def sizes(name: str) -> tuple[int, ...]:
+    return (4, 6, 5, 2)[3 - LAYERS[name][0] :]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_all_axes_in_front_are_batch(name):
+    layer = LAYERS[name][1]
+    x = np.random.default_rng(0).normal(size=(6, *sizes(name))).astype(np.float32)
+    want = np.asarray(jax.jit(layer)(x))
+    got = jax.jit(layer)(x.reshape(3, 1, 2, *sizes(name)))
+    np.testing.assert_allclose(got, want.reshape(3, 1, 2, *want.shape[1:]), rtol=1e-6, atol=1e-6)
+
+
+@given(name=st.sampled_from(list(LAYERS)), batch=st.lists(st.integers(1, 3), max_size=3))
+@settings(max_examples=40, deadline=None)
+def test_the_batch_keeps_its_shape(name, batch):
+    def shape(batch) -> tuple[int, ...]:
+        x = jax.ShapeDtypeStruct((*batch, *sizes(name)), jnp.float32)
+        return jax.eval_shape(LAYERS[name][1], x).shape
+
+    assert shape(batch) == (*batch, *shape([math.prod(batch)])[1:])
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_too_few_axes_are_refused(name):
+    x = jax.ShapeDtypeStruct(sizes(name)[1:], jnp.float32)
+    with pytest.raises(ValueError, match=r"shape"):
+        jax.eval_shape(LAYERS[name][1], x)
+
+
+def test_without_a_number_of_axes_all_but_the_first_are_spatial():
+    x = jnp.ones((2, 4, 6, 5, 3))
+    assert aa_flax.blur_pool(x).shape == (2, 2, 3, 3, 3)
+    assert jax.eval_shape(aa_flax.blur_upsample, x).shape == (2, 8, 12, 10, 3)
+    for function in (aa_flax.blur_pool, aa_flax.blur_upsample):
+        with pytest.raises(ValueError, match=r"takes \(N, spatial..., C\), got shape \(6, 5\)"):
+            function(x[0, 0, :, :, 0])
+
+
+MAP = jnp.ones((1, 6, 6, 2))
+# Each takes one argument that counts something, for one or for both spatial axes.
+ARGUMENTS = {
+    "max_pool window": lambda n: aa_flax.max_pool(MAP, n, 1),
+    "max_pool stride": lambda n: aa_flax.max_pool(MAP, 2, n),
+    "max_pool padding": lambda n: aa_flax.max_pool(MAP, 2, 1, n),
+    "avg_pool window": lambda n: aa_flax.avg_pool(MAP, n, 1),
+    "avg_pool stride": lambda n: aa_flax.avg_pool(MAP, 2, n),
+    "adaptive_avg_pool": lambda n: aa_flax.adaptive_avg_pool(MAP, n),
+    "max_blur_pool": lambda n: aa_flax.max_blur_pool(MAP, n, n, n),
+    "blur_pool filter_size": lambda n: aa_flax.blur_pool(MAP, n),
+    "blur_pool stride": lambda n: aa_flax.blur_pool(MAP, 4, n),
+    "blur_pool pad_off": lambda n: aa_flax.blur_pool(MAP, 4, 2, "zero", n),
+    "BlurPool2D": lambda n: aa_flax.BlurPool2D(n, n, "zero", n)(MAP),
+    "blur_upsample stride": lambda n: aa_flax.blur_upsample(MAP, 6, n),
+    "BlurUpsample stride": lambda n: aa_flax.BlurUpsample(6, n)(MAP),
+    "AdaptivePolyphase stride": lambda n: aa_flax.AdaptivePolyphase(3, n)(MAP),
+    "ContentAdaptiveBlur stride": lambda n: aa_flax.ContentAdaptiveBlur(2, 3, n, groups=1, rngs=nnx.Rngs(0))(MAP),
+    "IdealLowPass": lambda n: aa_flax.IdealLowPass(n)(MAP),
+    "nn.ConvBlur strides": lambda n: aa_flax.nn.ConvBlur(2, 2, (3, 3), n, rngs=nnx.Rngs(0))(MAP),
+    "nn.Conv strides": lambda n: aa_flax.nn.Conv(2, 2, (3, 3), n, rngs=nnx.Rngs(0))(MAP),
+}
+NUMBERS_ONLY = {
+    "blur_upsample filter_size": lambda n: aa_flax.blur_upsample(MAP, n),
+    "BlurUpsample filter_size": lambda n: aa_flax.BlurUpsample(n)(MAP),
+    "AdaptivePolyphase filter_size": lambda n: aa_flax.AdaptivePolyphase(n)(MAP),
+    "ContentAdaptiveBlur filter_size": lambda n: aa_flax.ContentAdaptiveBlur(2, n, groups=1, rngs=nnx.Rngs(0))(MAP),
+    "nn.max_pool filter_size": lambda n: aa_flax.nn.max_pool(MAP, (2, 2), (2, 2), filter_size=n),
+    "nn.AvgBlurPool filter_size": lambda n: aa_flax.nn.AvgBlurPool((2, 2), filter_size=n)(MAP),
+    "nn.ConvBlur filter_size": lambda n: aa_flax.nn.ConvBlur(2, 2, (3, 3), filter_size=n, rngs=nnx.Rngs(0))(MAP),
+    "nn.Conv filter_size": lambda n: aa_flax.nn.Conv(2, 2, (3, 3), 2, filter_size=n, rngs=nnx.Rngs(0))(MAP),
+    "binomial_filter": lambda n: jnp.asarray(aa_flax.blurpool.binomial_filter(n)),
+}
+WINDOWS = {
+    "nn.max_pool": lambda n: aa_flax.nn.max_pool(MAP, n, n),
+    "nn.avg_pool": lambda n: aa_flax.nn.avg_pool(MAP, n, n),
+    "nn.MaxBlurPool": lambda n: aa_flax.nn.MaxBlurPool(n, n)(MAP),
+    "nn.ConvBlur": lambda n: aa_flax.nn.ConvBlur(2, 2, n, rngs=nnx.Rngs(0))(MAP),
+}
+
+
+def shape_of(call, n) -> tuple[int, ...]:
+    return jax.eval_shape(lambda: call(n)).shape
+
+
+@pytest.mark.parametrize("name", ARGUMENTS | NUMBERS_ONLY)
+def test_numpys_whole_numbers_are_taken(name):
+    call = (ARGUMENTS | NUMBERS_ONLY)[name]
+    assert shape_of(call, np.int64(2)) == shape_of(call, np.array(2)) == shape_of(call, 2)
+    if name in ARGUMENTS:
+        both = shape_of(call, (3, 2))
+        assert shape_of(call, np.array([3, 2])) == shape_of(call, [np.int32(3), np.uint8(2)]) == both
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_windows_are_whole_numbers_of_any_kind(name):
+    call = WINDOWS[name]
+    assert shape_of(call, np.array([3, 2])) == shape_of(call, (np.int32(3), np.uint8(2))) == shape_of(call, (3, 2))
+    with pytest.raises(ValueError, match=r"=2 is one number: give one for each spatial axis, such as \(2, 2\)"):
+        shape_of(call, np.int64(2))
+    for value in ((True, 2), (2, 2.0), (2, 0), "ab", (), None):
+        with pytest.raises(ValueError, match="must be a whole number"):
+            shape_of(call, value)
+
+
+@pytest.mark.parametrize("name", ARGUMENTS | NUMBERS_ONLY)
+def test_other_numbers_are_refused_in_one_line(name):
+    wrong = [True, np.True_, 1.5, 2.0, "a", ()]
+    wrong += [] if "pad_off" in name else [-1]
+    wrong += [(True, 2), (2, 2.0), (2, 2, 2)] if name in ARGUMENTS else [(2, 2)]
+    for value in wrong:
+        with pytest.raises(ValueError, match=f"^[a-z_]+ must be a whole number.*got {re.escape(repr(value))}"):
+            shape_of((ARGUMENTS | NUMBERS_ONLY)[name], value)
+
+
+def test_means_of_whole_numbers_are_refused():
+    x = jnp.ones((1, 4, 4, 1), jnp.uint8)
+    for name, call in (
+        ("avg_pool", lambda: aa_flax.avg_pool(x, 2, 2)),
+        ("adaptive_avg_pool", lambda: aa_flax.adaptive_avg_pool(x, 2)),
+    ):
+        with pytest.raises(TypeError, match=f"{name} takes floating point arrays, got uint8"):
+            call()
