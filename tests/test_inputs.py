@@ -1,5 +1,6 @@
-"""What layers take: any axes in front of the spatial ones, and whole numbers of any kind as their arguments."""
+"""What layers and networks take: which shapes and numbers, and what is said of all others."""
 
+import functools
 import math
 import re
 
@@ -12,7 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import aa_flax
+import aa_flax.linen
+from aa_flax.models.images import check_images
 from aa_flax.pooling import global_avg_pool
+from aa_flax.weights.abstract import abstract_model
 
 RNGS = nnx.Rngs(0)
 # Each maps (..., 6, 5, 2), the last two of them (..., 5, 2) and (..., 4, 6, 5, 2).
@@ -166,3 +170,124 @@ def test_means_of_whole_numbers_are_refused():
     ):
         with pytest.raises(TypeError, match=f"{name} takes floating point arrays, got uint8"):
             call()
+
+
+# --- the networks' door ---
+
+FAMILIES = ("alexnet_plain", "vgg11", "resnet18", "densenet121", "mobilenet_v2")
+SHAPES = (
+    ((1, 3, 48, 48), "(1, 3, 48, 48): channels come last, images.transpose(0, 2, 3, 1)"),
+    ((48, 40, 3), "(48, 40, 3): one image needs a batch axis, images[None]"),
+    ((3, 48, 40), "(3, 48, 40): channels come last and a batch axis first, images.transpose(1, 2, 0)[None]"),
+    ((2, 48, 40), "(2, 48, 40): grey images need three channels, images[..., None].repeat(3, axis=-1)"),
+    ((2, 48, 40, 1), "(2, 48, 40, 1): repeat the grey channel, images.repeat(3, axis=-1)"),
+    ((2, 48, 40, 4), "(2, 48, 40, 4): drop the transparency, images[..., :3]"),
+    ((2, 48, 40, 5), "(2, 48, 40, 5): create_model(..., in_channels=5) makes a network for them"),
+    (
+        (2, 2, 64, 64, 3),
+        "(2, 2, 64, 64, 3): make one batch of the leading axes, images.reshape(-1, *",
+    ),
+    ((48, 40), "(48, 40)"),
+)
+DTYPES = ("uint8", "int32", "bool", "complex64")
+
+
+@functools.cache
+def network(spec: str, **options) -> aa_flax.Network:
+    return abstract_model(spec, num_classes=2, **options)
+
+
+def calls(model: aa_flax.Network, x) -> list:
+    """Every way into a network."""
+    return [lambda: model(x), lambda: model.features(x), lambda: model.feature_pyramid(x)]
+
+
+@pytest.mark.parametrize("spec", FAMILIES)
+def test_networks_take_images_and_nothing_else(spec):
+    model = network(spec)
+    for shape, message in SHAPES:
+        for call in calls(model, np.ones(shape, np.float32)):
+            with pytest.raises(ValueError, match=re.escape(f"images must be (N, H, W, 3), got {message}")):
+                call()
+    for dtype in DTYPES:
+        for call in calls(model, np.ones((1, 64, 64, 3), dtype)):
+            with pytest.raises(TypeError, match=f"images must be floating point, got {dtype}: divide .*Normalise"):
+                call()
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 9, 3), (1, 40, 8, 3), (4, 9, 9, 3)])
+def test_every_remedy_makes_images(shape):
+    """What each message tells to do turns the refused array into one that is taken."""
+    want = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    wrong = [want.transpose(0, 3, 1, 2), want[0], want[0].transpose(2, 0, 1), want[None], want[None, None]]
+    grey = [want[..., 0], want[..., :1], np.concatenate([want, want[..., :1]], -1)]
+    for images in wrong + grey:
+        if images.shape[-1] == 3 and images.ndim == 4:
+            continue
+        with pytest.raises(ValueError, match="images must be") as error:
+            check_images(images, 3)
+        remedy = re.search(r", (images[.\[].*)$", str(error.value))
+        assert remedy, str(error.value)
+        check_images(eval(remedy[1], {"images": jnp.asarray(images)}), 3)
+
+
+def test_one_channel_and_another_first_layer():
+    grey = network("resnet18", in_channels=1)
+    for shape, message in (
+        ((2, 28, 28), "images[..., None]"),
+        ((2, 28, 28, 3), "in_channels=3"),
+        ((2, 1, 28, 28), "images.transpose(0, 2, 3, 1)"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(f"images must be (N, H, W, 1), got {shape}: ") + ".*"):
+            grey(np.ones(shape, np.float32))
+        with pytest.raises(ValueError, match=re.escape(message)):
+            check_images(jnp.ones(shape), 1)
+
+    model = abstract_model("mobilenet_v2", num_classes=2)
+    model.stem.conv = nnx.eval_shape(lambda: nnx.Conv(4, 32, (3, 3), 2, rngs=nnx.Rngs(0)))
+    with pytest.raises(ValueError, match=r"images must be \(N, H, W, 4\), got \(1, 32, 32, 3\)"):
+        model(np.ones((1, 32, 32, 3), np.float32))
+    model.stem = nnx.Sequential(nnx.relu)
+    with pytest.raises(ValueError, match=r"images must be \(N, H, W, C\), got \(32, 32, 3\)$"):
+        model(np.ones((32, 32, 3), np.float32))
+
+
+def test_lists_and_halves():
+    with pytest.raises(TypeError, match="images must be an array, got list: convert them"):
+        network("resnet18")([[[[0.0]]]])
+    for dtype in (jnp.bfloat16, jnp.float16, jnp.float64):
+        check_images(np.ones((1, 8, 8, 3), dtype), 3)
+
+
+class Foreign(aa_flax.Network):
+    """Somebody's own family: it knows nothing of the check."""
+
+    first_conv = "stem"
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.stem = nnx.Conv(2, 4, (3, 3), rngs=rngs)
+        self.head = nnx.Linear(4, 3, rngs=rngs)
+
+    def _pyramid(self, x, rngs):
+        return (self.stem(x),)
+
+    def _logits(self, x, rngs):
+        return self.head(global_avg_pool(x))
+
+
+def test_a_family_from_outside_has_the_check():
+    model = Foreign(nnx.Rngs(0))
+    assert model(jnp.ones((1, 5, 5, 2))).shape == (1, 3)
+    for call in calls(model, jnp.ones((1, 1, 5, 5, 2))):
+        with pytest.raises(ValueError, match=r"images must be \(N, H, W, 2\), got \(1, 1, 5, 5, 2\)"):
+            call()
+
+
+def test_the_linen_twin_has_the_same_door():
+    module = aa_flax.linen.create_model("resnet18", num_classes=2)
+    for method, x, error, message in (
+        ("__call__", jnp.ones((1, 3, 48, 48)), ValueError, r"images must be \(N, H, W, 3\), got \(1, 3, 48, 48\)"),
+        ("features", jnp.ones((1, 48, 48, 3), jnp.uint8), TypeError, "images must be floating point, got uint8"),
+    ):
+        with pytest.raises(error, match=message):
+            jax.eval_shape(functools.partial(module.init, method=method), jax.random.key(0), x)

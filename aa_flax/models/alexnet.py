@@ -46,6 +46,7 @@ class AlexNet(Network):
         ValueError: for options of the anti-aliased network on the plain one.
     """
 
+    first_conv: ClassVar = "conv1"
     antialias_slots: ClassVar = {"stem_blur": "conv1", "blur1": 2, "blur2": 2, "blur5": 2}
 
     def __init__(self, config: AlexNetConfig, *, num_classes: int, in_channels: int, build: Builder):
@@ -88,8 +89,8 @@ class AlexNet(Network):
     def _pool(self, x: jax.Array, blur: Downsample | None) -> jax.Array:
         return max_pool(x, 3, 2) if blur is None else blur(max_pool(x, 3, 1))
 
-    def feature_pyramid(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> tuple[jax.Array, ...]:
-        """The last map before each pool, and the last pool's; ``rngs`` is not used here."""
+    def _pyramid(self, x: jax.Array, rngs: nnx.Rngs | None) -> tuple[jax.Array, ...]:
+        """The last map before each pool, and the last pool's."""
         stem = self._stem(x)
         second = jax.nn.relu(self.conv2(self._pool(stem, self.blur1)))
         x = jax.nn.relu(self.conv3(self._pool(second, self.blur2)))
@@ -97,9 +98,7 @@ class AlexNet(Network):
         fifth = jax.nn.relu(self.conv5(x))
         return stem, second, fifth, self._pool(fifth, self.blur5)
 
-    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """Logits (N, num_classes) of images (N, H, W, in_channels); ``rngs`` feeds dropout in training."""
-        x = self.features(x)
+    def _logits(self, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
         if self.headless:
             return global_avg_pool(x)
         x = adaptive_avg_pool(x, 6)

@@ -1,10 +1,14 @@
 """What all networks have in common."""
 
 import dataclasses
+import functools
 from collections.abc import Hashable
+from typing import ClassVar
 
 import jax
 from flax import nnx
+
+from aa_flax.models.images import check_images
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,11 +38,17 @@ class ModelSpec:
 class Network(nnx.Module):
     """A classifier of NHWC images.
 
+    A family gives the three methods with an underscore: its maps, the last of them as the head wants it, and the
+    head. Callers come in by the others, which let nothing but images through.
+
     Attributes:
         spec: what :func:`aa_flax.create_model` built it from.
+        first_conv: the attribute that reads the images, such as ``stem.conv``.
     """
 
     spec: ModelSpec
+
+    first_conv: ClassVar[str | None] = None
 
     def feature_pyramid(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> tuple[jax.Array, ...]:
         """The last map of each resolution, for detectors, segmentation and the like.
@@ -50,16 +60,38 @@ class Network(nnx.Module):
         Returns:
             Four maps (N, H', W', C) at strides 4, 8, 16 and 32, the finest first; a dilated ResNet stops at its
             output stride.
+
+        Raises:
+            TypeError, ValueError: for anything but such images.
         """
-        raise NotImplementedError
+        check_images(x, self._image_channels())
+        return self._pyramid(x, rngs)
 
     def features(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         """The last map before pooling, (N, H', W', C); arguments as :meth:`feature_pyramid`."""
-        return self.feature_pyramid(x, rngs=rngs)[-1]
+        return self._last_map(self.feature_pyramid(x, rngs=rngs)[-1])
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         """Raw logits (N, num_classes) of normalised images; arguments as :meth:`feature_pyramid`.
 
         Without head (``num_classes=0``) the mean of :meth:`features` over all pixels, (N, C).
         """
+        return self._logits(self.features(x, rngs=rngs), rngs)
+
+    def _pyramid(self, x: jax.Array, rngs: nnx.Rngs | None) -> tuple[jax.Array, ...]:
+        """The maps of :meth:`feature_pyramid`, of images that have been checked."""
         raise NotImplementedError
+
+    def _last_map(self, x: jax.Array) -> jax.Array:
+        """What lies between the last map of the pyramid and the pooling before the head."""
+        return x
+
+    def _logits(self, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+        """Pooling and head, of the map of :meth:`features`."""
+        raise NotImplementedError
+
+    def _image_channels(self) -> int | None:
+        # The layer knows better than the spec: people put another one in its place, for depth or infrared.
+        path = [] if self.first_conv is None else self.first_conv.split(".")
+        first = functools.reduce(lambda layer, name: getattr(layer, name, None), path, self)
+        return getattr(first, "in_features", None)

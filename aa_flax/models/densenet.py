@@ -103,6 +103,7 @@ class DenseNet(Network):
         ValueError: for options that contradict the network.
     """
 
+    first_conv: ClassVar = "conv0"
     antialias_slots: ClassVar = {"stem_blur": "conv0", "pool_blur": 2}
 
     def __init__(self, config: DenseNetConfig, *, num_classes: int, in_channels: int, build: Builder):
@@ -126,8 +127,8 @@ class DenseNet(Network):
         self.norm5 = build.bn(channels)
         self.classifier = build.linear(channels, num_classes, bias_init=zeros) if num_classes else None
 
-    def feature_pyramid(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> tuple[jax.Array, ...]:
-        """The output of each dense block, the last after its ReLU; ``rngs`` feeds dropout in training."""
+    def _pyramid(self, x: jax.Array, rngs: nnx.Rngs | None) -> tuple[jax.Array, ...]:
+        """The output of each dense block, the last after its ReLU."""
         x = jax.nn.relu(self.norm0(self.conv0(x)))
         if self.stem_blur is not None:
             x = self.stem_blur(x)
@@ -143,7 +144,6 @@ class DenseNet(Network):
                 x = getattr(self, f"transition{i}")(x)
         return *maps, jax.nn.relu(self.norm5(x))
 
-    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """Logits (N, num_classes) of images (N, H, W, in_channels), or pooled features without head."""
-        x = global_avg_pool(self.features(x, rngs=rngs))
+    def _logits(self, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+        x = global_avg_pool(x)
         return x if self.classifier is None else self.classifier(x)

@@ -99,6 +99,8 @@ class MobileNetV2(Network):
         ValueError: if ``width_mult`` leaves no channels.
     """
 
+    first_conv: ClassVar = "stem.conv"
+
     def __init__(self, config: MobileNetV2Config, *, num_classes: int, in_channels: int, build: Builder):
         width = int if build.antialiased else _multiple_of_8
         self.config = config
@@ -119,8 +121,8 @@ class MobileNetV2(Network):
         self.dropout = nnx.Dropout(0.0 if build.antialiased else 0.2)
         self.classifier = build.linear(last, num_classes, normal(0.01), zeros) if num_classes else None
 
-    def feature_pyramid(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> tuple[jax.Array, ...]:
-        """The output of the last block at each stride; ``rngs`` is not used here."""
+    def _pyramid(self, x: jax.Array, rngs: nnx.Rngs | None) -> tuple[jax.Array, ...]:
+        """The output of the last block at each stride."""
         x, maps = jax.nn.relu6(self.stem(x)), []
         for block in self.blocks:
             if block.stride > 1:
@@ -128,11 +130,10 @@ class MobileNetV2(Network):
             x = block(x)
         return *maps[1:], x
 
-    def features(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """The map before average pooling, (N, H/32, W/32, 1280). ``rngs`` is not used here."""
-        return jax.nn.relu6(self.head(self.feature_pyramid(x)[-1]))
+    def _last_map(self, x: jax.Array) -> jax.Array:
+        """The map before average pooling, (N, H/32, W/32, 1280)."""
+        return jax.nn.relu6(self.head(x))
 
-    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """Logits (N, num_classes) of images (N, H, W, in_channels); ``rngs`` feeds dropout in training."""
-        x = global_avg_pool(self.features(x))
+    def _logits(self, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+        x = global_avg_pool(x)
         return x if self.classifier is None else self.classifier(self.dropout(x, rngs=rngs))

@@ -150,6 +150,7 @@ class ResNet(Network):
         ValueError: for options that contradict the network.
     """
 
+    first_conv: ClassVar = "conv1"
     antialias_slots: ClassVar = {"stem_blur": "conv1", "pool_blur": 2}
 
     def __init__(self, config: ResNetConfig, *, num_classes: int, in_channels: int, build: Builder):
@@ -188,8 +189,8 @@ class ResNet(Network):
     def _stages(self) -> list[Stack]:
         return [getattr(self, f"layer{i + 1}") for i in range(len(self.config.depths))]
 
-    def feature_pyramid(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> tuple[jax.Array, ...]:
-        """The output of each stage; ``rngs`` is not used: no dropout."""
+    def _pyramid(self, x: jax.Array, rngs: nnx.Rngs | None) -> tuple[jax.Array, ...]:
+        """The output of each stage."""
         x = jax.nn.relu(self.bn1(self.conv1(x)))
         if self.stem_blur is not None:
             x = self.stem_blur(x)
@@ -201,7 +202,6 @@ class ResNet(Network):
         maps = [x := stage(x) for stage in self._stages()]
         return tuple(maps)
 
-    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """Logits (N, num_classes) of images (N, H, W, in_channels), or pooled features without head."""
-        x = global_avg_pool(self.features(x, rngs=rngs))
+    def _logits(self, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+        x = global_avg_pool(x)
         return x if self.fc is None else self.fc(x)

@@ -53,6 +53,7 @@ class VGG(Network):
         build: makes the layers; decides between plain and anti-aliased.
     """
 
+    first_conv: ClassVar = "conv1_1"
     antialias_slots: ClassVar = {f"blur{stage}": 2 for stage in range(1, 6)}
 
     def __init__(self, config: VGGConfig, *, num_classes: int, in_channels: int, build: Builder):
@@ -73,8 +74,8 @@ class VGG(Network):
         self.fc8 = build.linear(4096, num_classes, normal(0.01), zeros)
         self.dropout = nnx.Dropout(0.5)
 
-    def feature_pyramid(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> tuple[jax.Array, ...]:
-        """The last map before each of the last three pools, and the last pool's; ``rngs`` is not used here."""
+    def _pyramid(self, x: jax.Array, rngs: nnx.Rngs | None) -> tuple[jax.Array, ...]:
+        """The last map before each of the last three pools, and the last pool's."""
         maps = []
         for stage, depth in enumerate(self.config.depths, 1):
             for i in range(1, depth + 1):
@@ -87,9 +88,7 @@ class VGG(Network):
             x = max_pool(x, 2, 2) if blur is None else blur(dense_max(x, 2, circular=self.circular))
         return *maps[2:], x
 
-    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """Logits (N, num_classes) of images (N, H, W, in_channels); ``rngs`` feeds dropout in training."""
-        x = self.features(x)
+    def _logits(self, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
         if self.headless:
             return global_avg_pool(x)
         x = adaptive_avg_pool(x, 7)
