@@ -51,11 +51,13 @@ class Record:
         config: the configuration.
         dataset: what the data turned out to be: classes, preprocessing, images, steps in an epoch.
         environment: versions, devices and source revision of the last start.
+        init: SHA-256 of the weights that it started from, where they were a directory.
     """
 
     config: TrainConfig
     dataset: dict[str, Any]
     environment: dict[str, Any]
+    init: str | None = None
 
 
 def write_record(path: Path, record: Record) -> None:
@@ -68,6 +70,7 @@ def write_record(path: Path, record: Record) -> None:
         "config": plain(record.config),
         "dataset": record.dataset,
         "environment": record.environment,
+        "init": record.init,
     }
     write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
 
@@ -91,6 +94,7 @@ def read_record(path: Path) -> Record:
         config=config,
         dataset=content.get("dataset", {}),
         environment=content.get("environment", {}),
+        init=content.get("init"),
     )
 
 

@@ -11,6 +11,7 @@ from train.agreement import prove_shared, together
 from train.config import TrainConfig
 from train.distributed import is_lead
 from train.errors import CommandError
+from train.inputs import data_changes, under_the_same_paths, weights_digest
 from train.record import FILE_NAME, Record, differences, environment, read_record, write_record
 
 CHECKPOINTS = "checkpoints"
@@ -116,11 +117,8 @@ def may_continue(run_dir: Path, config: TrainConfig, dataset: dict[str, Any]) ->
             "choose another, or remove it"
         )
     old = read_record(run_dir / FILE_NAME)
-    changes = differences(old.config, config) + [
-        f"data: {name} {old.dataset.get(name)} -> {dataset[name]}"
-        for name in ("train_images", "num_classes", "preprocessing")
-        if old.dataset.get(name) != dataset[name]
-    ]
+    same_paths = under_the_same_paths(old, config, dataset)
+    changes = differences(old.config, same_paths) + data_changes(old.dataset, dataset)
     if changes and not config.accept_changes:
         raise CommandError(
             f"--run-dir {run_dir} holds a run with other options: {'; '.join(changes)}. Choose another "
@@ -136,4 +134,7 @@ def leave_record(run_dir: Path, config: TrainConfig, dataset: dict[str, Any]) ->
         OSError: it cannot be written.
     """
     if is_lead():
-        write_record(run_dir / FILE_NAME, Record(config=config, dataset=dataset, environment=environment()))
+        path = run_dir / FILE_NAME
+        # A run that goes on started from what it started from.
+        init = read_record(path).init if has_checkpoints(run_dir) and path.exists() else weights_digest(config.init)
+        write_record(path, Record(config=config, dataset=dataset, environment=environment(), init=init))

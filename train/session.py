@@ -62,14 +62,14 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
         "preprocessing": plain(dataset.preprocessing),
         "train_images": len(dataset.train),
         "val_images": len(dataset.val),
+        "digest": fingerprint(dataset.train),
     }
 
 
 def dataset_facts(dataset: Dataset) -> dict[str, Any]:
     """What all processes of a run must find in their data."""
-    sources = {"training": dataset.train, "validation": dataset.val}
-    prints = {f"the {which} data's digest": fingerprint(source) for which, source in sources.items()}
-    return {**{f"the data's {name}": value for name, value in describe_dataset(dataset).items()}, **prints}
+    facts = {**describe_dataset(dataset), "validation digest": fingerprint(dataset.val)}
+    return {f"the data's {name}": value for name, value in facts.items()}
 
 
 def optimizer_of(config: TrainConfig, per_epoch: int) -> GradientTransformation:
