@@ -1,6 +1,6 @@
 """Drop-in forms of NNX's strided layers: the same signatures, parameters and output sizes, but anti-aliased.
 
-With ``filter_size=1`` each of them is NNX's own layer, number for number. The window says how many axes are spatial;
+With ``filter_size=1`` each of them is NNX's own layer, up to the order of sums. The window says how many axes are spatial;
 all axes before those are batch. On images a window over one axis is refused.
 """
 
@@ -145,12 +145,17 @@ def _check_lengths(name: str, window: Sequence[int], strides: Sequence[int]) -> 
         raise ValueError(f"{name}: strides {tuple(strides)} and window {tuple(window)} differ in length")
 
 
-def blur_layer(factors: tuple[int, ...], filter_size: int, pad_type: str) -> BlurPool1D | BlurPool2D | BlurPool3D:
-    """The blur that subsamples each spatial axis by its factor and leaves axes of factor 1 alone."""
+def blur_layer(
+    factors: tuple[int, ...], filter_size: int, pad_type: str, *, subsample: bool = True
+) -> BlurPool1D | BlurPool2D | BlurPool3D:
+    """The blur that subsamples each spatial axis by its factor and leaves axes of factor 1 alone.
+
+    Without ``subsample`` it only blurs, for a layer behind it that takes these steps itself.
+    """
     if len(factors) not in _BLURS:
         raise ValueError(f"layers have 1, 2 or 3 spatial axes, got {len(factors)}: {factors}")
     taps = tuple(filter_size if factor > 1 else 1 for factor in factors)
-    return _BLURS[len(factors)](taps, factors, pad_type)
+    return _BLURS[len(factors)](taps, factors if subsample else 1, pad_type)
 
 
 class _Pool(nnx.Module):

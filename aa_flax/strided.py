@@ -1,14 +1,19 @@
 """What a strided operation becomes: the dense operation, then a blur that subsamples.
 
 Zhang 2019 (arXiv 1904.11486), section 3.2. The dense operation is placed so that the samples a stride would have
-kept are still among its own: with a single tap the result is the strided operation's, number for number.
+kept are still among its own: with a single tap the result is the strided operation's, up to the order of sums. Where
+the non-linearity behind a convolution cannot be reached the blur may also come before it and the convolution keeps its
+stride: inside the border both give the same numbers, and the convolution costs what it did.
 """
 
+import contextlib
+import copyreg
 import dataclasses
 import functools
+import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +23,9 @@ from jax import lax
 
 from aa_flax import blurpool, pooling
 from aa_flax.axes import per_axis
+from aa_flax.downsample import Downsample
 
+BLURRED_SCOPE = "blurred="
 Padding = str | Sequence[tuple[int, int]]
 
 
@@ -72,12 +79,14 @@ class BlurredConvolution:
         pad_type: padding of the blur.
         strides: the strides of the layer before surgery, which decide its ``"SAME"`` padding; None where the layer
             still has them.
+        blurred: what of each stride a blur before the layer is made for, where the layer keeps its strides.
         function: the convolution function to call.
     """
 
     filter_size: int | None
     pad_type: str = "reflect"
     strides: tuple[int, ...] | None = None
+    blurred: tuple[int, ...] | None = None
     function: Callable[..., jax.Array] = lax.conv_general_dilated
 
     def __call__(
@@ -105,7 +114,9 @@ class BlurredConvolution:
             self.function, padding=pads, lhs_dilation=lhs_dilation, rhs_dilation=rhs_dilation, **options
         )
         if self.filter_size is None:
-            return convolve(lhs, rhs, window_strides=window_strides)
+            scope = f"{BLURRED_SCOPE}{'x'.join(map(str, self.blurred or ()))}"
+            with jax.named_scope(scope) if self.blurred else contextlib.nullcontext():
+                return convolve(lhs, rhs, window_strides=window_strides)
         kept, factors = zip(*(split_stride(s) for s in window_strides), strict=True)
         if all(size == 1 for size in window) and not any(lo or hi for lo, hi in pads):
             # A 1x1 convolution commutes with the blur and has a quarter of the work behind it.
@@ -140,42 +151,74 @@ def dense_mean(
     return y.reshape(*x.shape[: -1 - len(window)], *y.shape[1:])
 
 
-@dataclasses.dataclass(frozen=True)
-class BlurAfter:
-    """A function followed by a blur that subsamples, such as an activation that took a convolution's stride over.
-
-    Attributes:
-        function: maps an array (..., spatial..., C) to one.
-        factors: subsampling for each spatial axis.
-        filter_size: taps of the blur on axes whose factor is above 1.
-        pad_type: padding of the blur.
-    """
-
-    function: Callable[..., jax.Array]
-    factors: tuple[int, ...]
-    filter_size: int = 4
-    pad_type: str = "reflect"
-
-    def __call__(self, *args: Any, **kwargs: Any) -> jax.Array:
-        y = self.function(*args, **kwargs)
-        axes = range(y.ndim - 1 - len(self.factors), y.ndim - 1)
-        return blur_factors(y, axes, self.factors, self.filter_size, self.pad_type)
-
-
-class BlurredPReLU(nnx.PReLU):
-    """An ``nnx.PReLU`` followed by a blur that subsamples; its parameter keeps its name.
+class BlurAfter(nnx.Module):
+    """A function, such as an activation that took a convolution's stride over, then a layer that subsamples.
 
     Args:
-        layer: the activation to take over, parameter included.
-        factors: subsampling for each spatial axis.
-        filter_size: taps of the blur on axes whose factor is above 1.
-        pad_type: padding of the blur.
+        function: maps an array (..., spatial..., C) to one.
+        blur: subsamples it.
     """
 
-    def __init__(self, layer: nnx.PReLU, factors: tuple[int, ...], filter_size: int, pad_type: str):
-        super().__init__(dtype=layer.dtype, param_dtype=layer.param_dtype, promote_dtype=layer.promote_dtype)
-        self.negative_slope = layer.negative_slope
-        self.factors, self.filter_size, self.pad_type = factors, filter_size, pad_type
+    def __init__(self, function: Callable[..., jax.Array], blur: Downsample):
+        self.function, self.blur = function, blur
 
-    def __call__(self, inputs: jax.Array) -> jax.Array:
-        return BlurAfter(super().__call__, self.factors, self.filter_size, self.pad_type)(inputs)
+    def __call__(self, *args: Any, **kwargs: Any) -> jax.Array:
+        return self.blur(self.function(*args, **kwargs))
+
+
+class BlurBefore(nnx.Module):
+    """A layer that subsamples, then a function; arguments as :class:`BlurAfter`."""
+
+    def __init__(self, function: Callable[..., jax.Array], blur: Downsample):
+        self.function, self.blur = function, blur
+
+    def __call__(self, x: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+        return self.function(self.blur(x), *args, **kwargs)
+
+
+class Blurred:
+    """What :func:`blurred` adds to the class of a module: layers before and behind its ``__call__``.
+
+    The module itself stays what and where it was: an instance of its class, with its parameters at their paths.
+
+    Attributes:
+        input_blur: applied to the first argument; None for nothing.
+        output_blur: applied to the result; None for nothing.
+    """
+
+    __slots__ = ()  # the layout of the instances must not change
+    input_blur: ClassVar[Any] = None
+    output_blur: ClassVar[Any] = None
+
+
+class _BlurredType(type(nnx.Module)):
+    """The type of these classes. They have no name to be found by, so that pickles say how to make them."""
+
+
+@functools.cache
+def blurred(kind: type) -> type:
+    """The subclass of a module's class that has the layers of :class:`Blurred`."""
+    if issubclass(kind, Blurred):
+        return kind
+
+    @functools.wraps(kind.__call__)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.input_blur is not None and args:
+            args = (self.input_blur(args[0]), *args[1:])
+        elif self.input_blur is not None:
+            name = list(inspect.signature(kind.__call__).parameters)[1]
+            kwargs[name] = self.input_blur(kwargs[name])
+        y = kind.__call__(self, *args, **kwargs)
+        return y if self.output_blur is None else self.output_blur(y)
+
+    body = {"__call__": call, "__module__": kind.__module__, "__doc__": kind.__doc__}
+    # The module's own class comes first: only then may the class of an instance change.
+    return _BlurredType(kind.__name__, (kind, Blurred), body)
+
+
+def unblurred(kind: type) -> type:
+    """The class that a module had before :func:`blurred`."""
+    return kind.__bases__[0] if issubclass(kind, Blurred) else kind
+
+
+copyreg.pickle(_BlurredType, lambda kind: (blurred, (unblurred(kind),)))

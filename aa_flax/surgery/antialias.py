@@ -1,4 +1,4 @@
-"""Anti-aliasing somebody's own NNX network: every stride moves from its layer into a blur behind it.
+"""Anti-aliasing somebody's own NNX network: every stride moves from its layer into a blur.
 
 Zhang 2019 (arXiv 1904.11486), section 3.2. What an object graph shows is changed here: convolutions, pooling
 functions held by a module, and the slots that a class declares. A pool that is called inside ``__call__`` is not
@@ -7,18 +7,23 @@ visible; :func:`aa_flax.find_strided` finds those.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from aa_flax import blurpool
+from aa_flax.downsample import Downsample
 from aa_flax.models import registry
 from aa_flax.models.base import Network
+from aa_flax.surgery.blurs import DOWNSAMPLES
 from aa_flax.surgery.kinds import dotted, strides_of
+from aa_flax.surgery.plan import Place, Plan, Slots, Survey
 from aa_flax.surgery.report import SurgeryReport
-from aa_flax.surgery.walk import Slots, Surgeon
+from aa_flax.surgery.slots import check_classes, check_slots
+from aa_flax.surgery.trace import Trace, examine
+from aa_flax.surgery.walk import Surgeon
 from aa_flax.weights.abstract import abstract_model
 
 AnyModule = TypeVar("AnyModule", bound=nnx.Module)
@@ -28,18 +33,23 @@ def antialias(
     model: AnyModule,
     filter_size: int = 4,
     *,
-    pad_type: str = "reflect",
+    pad_type: str | None = None,
     where: Callable[[str, Any], bool] | None = None,
     first: bool = False,
     min_channels: int = 0,
     spatial_dims: int = 2,
     slots: Mapping[type, Slots] | None = None,
+    replace: Mapping[type, Callable[[Any], Any]] | None = None,
+    place: Place = "activation",
+    downsample: str | Callable[[int | None, tuple[int, ...]], Downsample] = "blur",
+    example: Any = None,
+    rngs: nnx.Rngs | None = None,
     share: bool = False,
 ) -> tuple[AnyModule, SurgeryReport]:
     """A copy of a network with its strides anti-aliased: each strided layer becomes dense, a blur subsamples.
 
     Output sizes, parameters and the parameters' paths stay the same, so that weights and checkpoints of the network
-    load into the copy. With ``filter_size=1`` the copy computes what the network computes.
+    load into the copy. With ``filter_size=1`` the copy computes what the network computes, up to the order of sums.
 
     Changed are convolutions (``nnx.Conv``) and pools (``functools.partial(nnx.max_pool, ...)`` or ``avg_pool``) in
     attributes, ``nnx.List``, ``nnx.Dict``, ``nnx.Sequential``, tuples and dicts, however nested. The blur comes after
@@ -49,49 +59,98 @@ def antialias(
     - in a module whose class declares ``antialias_slots = {"blur": "conv1"}``: attribute ``blur`` takes over the stride
       of ``conv1`` (a dotted path works too). If it holds None it becomes a blur, which the class applies where it
       belongs when there is one; if it holds an activation function, that is wrapped, and ``{"act.fn": "conv1"}``
-      reaches a function that the module ``act`` holds. ``{"blur": 2}`` stands for a pool of stride 2 inside
-      ``__call__``, which the class makes dense when there is a blur. The networks of this package do this, and
-      ``slots`` does it for classes that cannot be edited.
+      reaches a function that the module ``act`` holds. ``{"->conv2": "conv1"}`` needs nothing in the class: whatever
+      ``conv2`` is, its first argument is blurred and subsampled, which is behind whatever lies in between.
+      ``{"blur": 2}`` stands for a pool of stride 2 inside ``__call__``, which the class makes dense when there is a
+      blur. The networks of this package declare slots, and ``slots`` does it for classes that cannot be edited.
 
-    Elsewhere the blur follows the convolution directly. A convolution of stride 4 keeps 2 of it, as in the paper.
+    Elsewhere the input of the convolution is blurred, and the convolution keeps its stride: that gives the numbers of a
+    blur straight behind it, inside the border, for a quarter of the operations. A stride of 4 is blurred for 2, as in
+    the paper's AlexNet; the report says what stays.
 
     Args:
         model: any NNX module, in train or eval mode; its variables may be abstract. It is not changed.
-        filter_size: taps of the blurs.
-        pad_type: padding of the blurs, see :func:`aa_flax.blur_pool`.
+        filter_size: taps of the blurs. Even ones move the grid, see docs/where-the-grid-moves.md.
+        pad_type: padding of the blurs, see :func:`aa_flax.blur_pool`. None follows the network: ``circular`` for a
+            convolution that pads so, and for pools where every convolution does; otherwise ``reflect``.
         where: called with each strided layer's dotted path and the layer (or its module, for a declared pool); only
             layers for which it is true are changed.
-        first: also change the convolution that reads the image. The paper's ResNets leave it alone for its cost.
+        first: also change the convolutions that read the input. The paper's ResNets leave theirs alone for its cost.
         min_channels: leave convolutions with fewer input channels alone.
         spatial_dims: spatial axes of the network's maps: 2 for images, 1 for sequences, 3 for volumes.
         slots: what the class attribute ``antialias_slots`` says, for classes that do not say it.
+        replace: for layers of other packages: a class, and what makes the anti-aliased layer from an instance of it,
+            such as ``{MaxPool2D: lambda pool: aa_flax.nn.MaxBlurPool(pool.window, pool.strides)}``.
+        place: for convolutions that no slot names: ``activation`` as above, ``before`` each convolution at its cost
+            without, or ``after`` it, dense, whatever follows.
+        downsample: what subsamples: ``blur``, ``aps``, ``ddac`` or ``ideal``, see :mod:`aa_flax.downsample`, or a
+            function of the map's channels (None behind pools) and the strides that makes the layer. Those other than
+            ``blur`` never stand before a convolution that keeps its stride.
+        example: an input of the network, or its shape and dtype; a tuple for several. It tells which convolutions read
+            the input and what the changes cost. Without it those are taken for readers that have the fewest input
+            channels, or three or fewer, and no 1x1 window.
+        rngs: source of the initial values of ``ddac``.
         share: let network and copy share their variables, so that training one trains the other; otherwise the copy
             has its own arrays.
 
     Returns:
         The copy, in the mode that ``model`` is in, and a report of every layer: what was done, where the blur went,
-        or why it was skipped.
+        what it costs, which stride stays, or why it was skipped.
 
     Raises:
         TypeError: if ``model`` is no NNX module.
         ValueError: if nothing was changed (says why), and for unknown filter sizes and pad types, layers of other
             than ``spatial_dims`` axes, strided layers used in two places, frozen modules, enlarging layers
-            that ``where`` asks for, and slots that do not fit their class.
+            that ``where`` asks for, and slots or classes that do not fit the network.
     """
     _check_model(model)
-    blurpool.binomial_filter(filter_size)
-    surgeon = Surgeon(
-        filter_size, blurpool.canonical_pad_type(pad_type), where, min_channels, spatial_dims, slots or {}
+    plan = Plan(
+        filter_size=filter_size,
+        pad_type=None if pad_type is None else blurpool.canonical_pad_type(pad_type),
+        where=where,
+        first=first,
+        min_channels=min_channels,
+        spatial_dims=spatial_dims,
+        slots={} if slots is None else slots,
+        replace={} if replace is None else replace,
+        place=place,
+        downsample=downsample,
+        rngs=rngs,
     )
+    _check_plan(plan)
     copy = _copy(model, share)
-    surgeon.survey(model, copy, first)
+    survey = Survey(model, copy, _traced(copy, example))
+    for argument, table in (("slots", plan.slots), ("replace", plan.replace)):
+        check_classes(argument, table, survey.kinds)
+    surgeon = Surgeon(plan, survey)
     surgeon.visit((), copy)
     report = surgeon.report()
     if not report.antialiased:
         raise ValueError(_nothing_changed(model, report))
     if isinstance(copy, Network):
-        _update_spec(copy, filter_size, surgeon.pad_type, first)
+        _update_spec(copy, filter_size, surgeon.blurs.pad_type(), first)
     return copy, report
+
+
+def _check_plan(plan: Plan) -> None:
+    blurpool.binomial_filter(plan.filter_size)
+    check_slots(plan.slots)
+    if plan.place not in get_args(Place):
+        raise ValueError(f"place must be one of {', '.join(get_args(Place))}, got {plan.place!r}")
+    if not callable(plan.downsample) and plan.downsample not in DOWNSAMPLES:
+        raise ValueError(f"downsample must be one of {', '.join(DOWNSAMPLES)} or a function, got {plan.downsample!r}")
+    if plan.place == "before" and plan.downsample != "blur":
+        raise ValueError("place='before' lets the convolution subsample: downsample has to be 'blur'")
+    if plan.downsample == "ddac" and plan.rngs is None:
+        raise ValueError("downsample='ddac' has parameters: give rngs=nnx.Rngs(0) or others")
+    if not isinstance(plan.replace, Mapping) or not all(map(callable, plan.replace.values())):
+        raise ValueError("replace takes {PoolClass: function of an instance that makes the layer in its place}")
+
+
+def _traced(model: nnx.Module, example: Any) -> Trace | None:
+    if example is None:
+        return None
+    return examine(model, *(example if isinstance(example, tuple | list) else (example,)))
 
 
 def _check_model(model: Any) -> None:

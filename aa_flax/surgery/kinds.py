@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from aa_flax import blurpool, nn
-from aa_flax.strided import BlurAfter, BlurredPReLU
+from aa_flax import blurpool, downsample, nn
+from aa_flax.strided import BlurAfter, BlurBefore, BlurredConvolution, unblurred
 
 Path = tuple[Any, ...]
 
@@ -36,7 +36,16 @@ _ACTIVATIONS = {
 }
 KEEPS_PLACE = (nnx.BatchNorm, nnx.LayerNorm, nnx.RMSNorm, nnx.GroupNorm, nnx.InstanceNorm, nnx.Dropout)
 POOLS = {nnx.max_pool: nn.max_pool, nnx.avg_pool: nn.avg_pool}
-BLURRED = (blurpool.BlurPool1D, blurpool.BlurPool2D, blurpool.BlurPool3D, BlurAfter, BlurredPReLU)
+BLURRED = (
+    blurpool.BlurPool1D,
+    blurpool.BlurPool2D,
+    blurpool.BlurPool3D,
+    downsample.AdaptivePolyphase,
+    downsample.ContentAdaptiveBlur,
+    downsample.IdealLowPass,
+    BlurAfter,
+    BlurBefore,
+)
 
 
 def dotted(path: Path) -> str:
@@ -63,6 +72,23 @@ def strides_of(conv: nnx.Conv | nnx.ConvTranspose) -> tuple[int, ...]:
     return (strides,) * len(kernel_size(conv)) if isinstance(strides, int) else tuple(strides)
 
 
+def has_own_call(conv: nnx.Conv) -> bool:
+    return unblurred(type(conv)).__call__ is not nnx.Conv.__call__
+
+
+def is_antialiased(conv: nnx.Conv) -> bool:
+    return isinstance(conv.conv_general_dilated, BlurredConvolution)
+
+
+def is_circular(conv: nnx.Conv) -> bool:
+    return conv.padding == "CIRCULAR"
+
+
+def is_pointwise(conv: nnx.Conv) -> bool:
+    """Whether a convolution commutes with a blur before it: one tap and no padding."""
+    return set(kernel_size(conv)) == {1} and conv.padding in ("SAME", "VALID", "CIRCULAR", 0)
+
+
 def pool_of(value: Any) -> Any:
     """The pooling function inside nested partials, or None."""
     while isinstance(value, functools.partial):
@@ -84,14 +110,16 @@ def describe(layer: Any) -> str:
         size, stride = "x".join(map(str, kernel_size(layer))), _by(strides_of(layer))
         widths = f"{layer.in_features} to {layer.out_features}"
         return f"{type(layer).__name__} {size} stride {stride}, {widths}"
+    if not isinstance(layer, functools.partial):
+        return type(layer).__name__
     given = pool_arguments(layer)
     window, strides = given.get("window_shape", ()), given.get("strides") or (1,)
     return f"{pool_of(layer).__name__} {'x'.join(map(str, window)) or '?'} stride {_by(strides)}"
 
 
 def is_activation(layer: Any) -> bool:
-    if isinstance(layer, nnx.PReLU) and not isinstance(layer, BlurredPReLU):
-        return True
+    if isinstance(layer, nnx.PReLU):
+        return type(layer) is unblurred(type(layer))
     while isinstance(layer, functools.partial):
         layer = layer.func
     try:

@@ -1,14 +1,13 @@
-"""The walk over a network that finds its strided layers and puts a blur behind each."""
+"""The walk over a network that finds its strided layers and puts a blur to each."""
 
-import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flax import nnx
 
 from aa_flax import nn
-from aa_flax.strided import BlurAfter, BlurredConvolution, BlurredPReLU, split_stride
+from aa_flax.surgery import blurs
 from aa_flax.surgery.kinds import (
     BLURRED,
     KEEPS_PLACE,
@@ -18,60 +17,43 @@ from aa_flax.surgery.kinds import (
     describe,
     dotted,
     enlarges,
+    has_own_call,
     is_activation,
+    is_antialiased,
+    is_pointwise,
     kernel_size,
     pool_arguments,
     pool_of,
     strides_of,
 )
+from aa_flax.surgery.plan import Plan, Survey
 from aa_flax.surgery.report import STRIDE_1, Change, SurgeryReport
+from aa_flax.surgery.slots import ARROW, names_of, reach
 
-Slots = Mapping[str, str | int]
+LEFT_OUT = "left out by `where`"
 
 
 class Surgeon:
     """Walks over a copy of the network and changes it in place."""
 
-    def __init__(
-        self,
-        filter_size: int,
-        pad_type: str,
-        where: Callable[[str, Any], bool] | None,
-        min_channels: int,
-        spatial_dims: int,
-        slots: Mapping[type, Slots],
-    ):
-        self.filter_size, self.pad_type = filter_size, pad_type
-        self.where, self.min_channels = where, min_channels
-        self.spatial_dims, self.slots = spatial_dims, slots
+    def __init__(self, plan: Plan, survey: Survey):
+        self.plan, self.survey = plan, survey
+        self.blurs = blurs.Blurs(plan, survey)
         self.changes: list[Change] = []
-        self.order: dict[str, int] = {}
-        self.places: dict[int, list[str]] = {}
-        self.first: nnx.Conv | None = None
         self.seen: set[int] = set()
-
-    def survey(self, model: nnx.Module, copy: nnx.Module, first: bool) -> None:
-        """Notes the order of the network's layers, every path of each, and the convolution that reads the image."""
-        # Copying sorts the attributes: the order they were made in is only known to the network itself.
-        self.order = {dotted(path): i for i, (path, _) in enumerate(_edges((), model, set()))}
-        convs: dict[str, nnx.Conv] = {}
-        for path, module in _edges((), copy, set()):
-            self.places.setdefault(id(module), []).append(dotted(path))
-            if isinstance(module, nnx.Conv):
-                convs.setdefault(dotted(path), module)
-        if convs and not first:
-            # Images have the fewest channels; where several layers do, the first one reads them.
-            self.first = min(convs.items(), key=lambda item: (item[1].in_features, self._rank(item[0])))[1]
-
-    def _rank(self, path: str) -> int:
-        return self.order.get(path, len(self.order))
+        self.replaced: dict[int, Any] = {}
 
     def report(self) -> SurgeryReport:
         """What was done, in the network's order."""
-        return SurgeryReport(tuple(sorted(self.changes, key=lambda change: self._rank(change.path))))
+        return SurgeryReport(tuple(sorted(self.changes, key=lambda change: self.survey.rank(change.path))))
 
     def visit(self, path: Path, node: Any) -> Any:
         """Changes what lies below ``node``; returns what has to stand in its place."""
+        if isinstance(node, BLURRED) or id(node) in self.blurs.made:
+            return node
+        factory = self.plan.replacement_of(node)
+        if factory is not None:
+            return self._replace(path, node, factory)
         if isinstance(node, nnx.Module):
             if id(node) not in self.seen:
                 self.seen.add(id(node))
@@ -89,8 +71,23 @@ class Surgeon:
         values = [replaced for _, _, replaced in new]
         return type(node)(*values) if hasattr(node, "_fields") else type(node)(values)
 
+    def _replace(self, path: Path, node: Any, factory: Any) -> Any:
+        if id(node) not in self.replaced:
+            if self.plan.declines(dotted(path), node):
+                self._skipped(path, node, LEFT_OUT)
+                return node
+            new = factory(node)
+            if not callable(new):
+                raise ValueError(
+                    f"the factory that replaces {type(node).__name__} at {dotted(path)} has to return a layer, "
+                    f"got {type(new).__name__}"
+                )
+            self.replaced[id(node)] = new
+            self._done(path, node, f"replaced by {type(new).__name__}")
+        return self.replaced[id(node)]
+
     def _visit_module(self, path: Path, module: nnx.Module) -> None:
-        for slot, source in self._slots_of(module).items():
+        for slot, source in self.plan.slots_of(module).items():
             self._fill_slot(path, module, slot, source)
         if isinstance(module, nnx.Sequential) and type(module).__call__ is nnx.Sequential.__call__:
             self._visit_chain(list(self._chain(path, module)))
@@ -100,17 +97,24 @@ class Surgeon:
         for key, child in children(module):
             replaced = self.visit((*path, key), child)
             if replaced is not child:
-                _set(dotted(path), module, key, replaced)
+                blurs.set_attribute(dotted(path), module, key, replaced)
 
     def _visit_conv(self, path: Path, conv: nnx.Conv | nnx.ConvTranspose) -> None:
-        if self._accepts(path, conv):
-            assert isinstance(conv, nnx.Conv)
-            detail = "blur after the convolution: where its activation is cannot be seen"
-            if set(kernel_size(conv)) == {1} and conv.padding in ("SAME", "VALID", 0):
-                detail = "blur before the convolution, with which it commutes"
-            self._done(path, conv, detail)
-            hook = BlurredConvolution(self.filter_size, self.pad_type, function=conv.conv_general_dilated)
-            conv.conv_general_dilated = hook
+        if not self._accepts(path, conv):
+            return
+        assert isinstance(conv, nnx.Conv)
+        here = dotted(path)
+        unseen = ": where its activation is cannot be seen" if self.plan.place == "activation" else ""
+        if self.plan.downsample == "blur" and is_pointwise(conv):
+            self._changed(path, conv, "blur before the convolution, with which it commutes", conv.in_features, False)
+            blurs.blur_input(here, conv, self.blurs.layer(blurs.make_dense(conv), conv))
+        elif self.plan.downsample == "blur" and self.plan.place != "after":
+            self._changed(path, conv, f"{blurs.KEEPS_STRIDE}{unseen}", conv.in_features, False)
+            blurs.blur_input(here, conv, self.blurs.before(conv))
+            blurs.keep_strides(conv)
+        else:
+            self._changed(path, conv, f"blur after the convolution{unseen}", conv.out_features)
+            blurs.blur_output(here, conv, self.blurs.layer(blurs.make_dense(conv), conv))
 
     def _visit_pool(self, path: Path, pool: functools.partial) -> Any:
         given, function = pool_arguments(pool), pool_of(pool)
@@ -120,26 +124,36 @@ class Surgeon:
             reason = STRIDE_1
         elif function not in POOLS:
             reason = "only max_pool and avg_pool have an anti-aliased form"
-        elif self.where is not None and not self.where(dotted(path), pool):
-            reason = "left out by `where`"
+        elif self.plan.declines(dotted(path), pool):
+            reason = LEFT_OUT
+        elif self.plan.downsample == "ddac":
+            reason = "ddac has to know the channels of its map, which a pool does not say"
+        elif self.plan.downsample != "blur" and "count_include_pad" in given:
+            reason = "count_include_pad is for downsample='blur' only"
         if reason:
             self._skipped(path, pool, reason)
             return pool
         assert strides
         self._check_axes(path, pool, len(strides))
         self._done(path, pool, f"blur after a dense {function.__name__}")
-        return functools.partial(POOLS[function], **given, filter_size=self.filter_size, pad_type=self.pad_type)
+        if self.plan.downsample == "blur":
+            options = {"filter_size": self.plan.filter_size, "pad_type": self.blurs.pad_type()}
+            return functools.partial(POOLS[function], **given, **options)
+        layer = nn.MaxBlurPool if function is nnx.max_pool else nn.AvgBlurPool
+        return layer(**given, downsample=self.blurs.layer(tuple(strides)))
 
     def _chain(self, path: Path, sequential: nnx.Sequential) -> Iterator[tuple[Path, nnx.List, int, Any]]:
         """The layers of a Sequential in order, Sequentials inside it unrolled unless they are also used elsewhere."""
         for i, layer in enumerate(sequential.layers):
             here = (*path, "layers", i)
-            if isinstance(layer, nnx.Sequential) and len(self.places[id(layer)]) == 1:
+            if isinstance(layer, nnx.Sequential) and len(self.survey.places[id(layer)]) == 1:
                 yield from self._chain(here, layer)
             else:
                 yield here, sequential.layers, i, layer
 
     def _visit_chain(self, chain: list[tuple[Path, nnx.List, int, Any]]) -> None:
+        if self.plan.place != "activation":
+            return
         for position, (path, _, _, layer) in enumerate(chain):
             if not isinstance(layer, nnx.Conv) or id(layer) in self.seen:
                 continue
@@ -150,70 +164,83 @@ class Surgeon:
             self.seen.add(id(layer))
             if self._accepts(path, layer):
                 activation_path, container, index, activation = target
-                self._done(path, layer, f"blur after the activation {dotted(activation_path)}")
-                container[index] = self._after(activation, _make_dense(layer))
-
-    def _after(self, activation: Any, factors: tuple[int, ...]) -> Any:
-        if isinstance(activation, nnx.PReLU):
-            return BlurredPReLU(activation, factors, self.filter_size, self.pad_type)
-        return BlurAfter(activation, factors, self.filter_size, self.pad_type)
-
-    def _slots_of(self, module: nnx.Module) -> Slots:
-        for kind in type(module).__mro__:
-            if kind in self.slots:
-                return self.slots[kind]
-        return getattr(type(module), "antialias_slots", {})
+                detail = f"blur after the activation {dotted(activation_path)}"
+                self._changed(path, layer, detail, layer.out_features)
+                blurred = blurs.after(activation, self.blurs.layer(blurs.make_dense(layer), layer))
+                blurs.set_attribute(dotted(path[:-1]), container, str(index), blurred)
 
     def _fill_slot(self, path: Path, module: nnx.Module, slot: str, source: str | int) -> None:
-        *way, name = slot.split(".")
-        owner: Any = functools.reduce(lambda node, key: getattr(node, key, None), way, module)
-        if not hasattr(owner, name):
-            raise ValueError(f"{type(module).__name__} declares the slot {slot!r} but has no such attribute")
-        current = getattr(owner, name)
-        if isinstance(current, BLURRED):
-            return
+        owner, name, current = reach(module, slot.removeprefix(ARROW), slot)
         if isinstance(source, int):
-            factors = self._pool_slot(path, module, slot, source)
-        else:
-            factors = self._conv_slot(path, module, slot, source)
-        if factors is None:
+            if not isinstance(current, BLURRED):
+                self._fill(path, slot, owner, name, current, self._pool_blur(path, module, slot, source))
             return
-        here = (*path, *way)
-        if way and len(self.places[id(owner)]) > 1:
-            shared = " and ".join(self.places[id(owner)])
-            raise ValueError(f"{shared} are one module, whose {name} can hold no blur: give each place its own")
-        if current is None:
-            layer: Any = nn.blur_layer(factors, self.filter_size, self.pad_type)
-        elif is_activation(current):
-            layer = self._after(current, factors)
-        else:
-            raise ValueError(
-                f"the slot {dotted((*here, name))} holds {current!r}: it must hold None or an activation function; "
-                "where a module wraps the function, a dotted slot reaches into it"
-            )
-        _set(dotted(here), owner, name, layer)
-
-    def _pool_slot(self, path: Path, module: nnx.Module, slot: str, stride: int) -> tuple[int, ...] | None:
-        here = dotted((*path, slot))
-        if self.where is not None and not self.where(here, module):
-            self.changes.append(Change(here, f"pool stride {stride}", "skipped", "left out by `where`"))
-            return None
-        detail = f"blur in {slot}, where {type(module).__name__} pools"
-        self.changes.append(Change(here, f"pool stride {stride}", "antialiased", detail))
-        return (stride,) * self.spatial_dims
-
-    def _conv_slot(self, path: Path, module: nnx.Module, slot: str, source: str) -> tuple[int, ...] | None:
-        conv = functools.reduce(lambda node, name: getattr(node, name, None), source.split("."), module)
+        conv = reach(module, source, slot)[2]
+        if conv is None or id(conv) in self.seen:
+            return
         if not isinstance(conv, nnx.Conv):
-            raise ValueError(f"the slot {slot!r} of {type(module).__name__} names {source!r}, which is no nnx.Conv")
-        if id(conv) in self.seen:
-            return None
+            kind, names = type(module).__name__, ", ".join(names_of(module))
+            raise ValueError(
+                f"the slot {slot!r} of {kind} names {source!r}, which is no nnx.Conv but {type(conv).__name__}; "
+                f"{kind} has {names}"
+            )
         self.seen.add(id(conv))
         here = (*path, *source.split("."))
-        if not self._accepts(here, conv):
+        if isinstance(current, BLURRED):
+            self._skipped(here, conv, STRIDE_1 if max(strides_of(conv)) == 1 else "already anti-aliased")
+        elif self._accepts(here, conv):
+            where = f"{type(module).__name__} puts it" if current is None else "its activation is"
+            detail = f"blur in {dotted((*path, slot))}, where {where}"
+            if slot.startswith(ARROW):
+                detail = f"blur before {dotted((*path, slot.removeprefix(ARROW)))}"
+            self._changed(here, conv, detail, conv.out_features)
+            factors = blurs.make_dense(conv, mark=current is not None)
+            self._fill(path, slot, owner, name, current, self.blurs.layer(factors, conv))
+
+    def _fill(self, path: Path, slot: str, owner: Any, name: str, current: Any, blur: Any) -> None:
+        """Puts a blur into a slot, around the function that it holds, or before the layer that an arrow points to."""
+        if blur is None:
+            return
+        arrow = slot.startswith(ARROW)
+        here = dotted((*path, *slot.removeprefix(ARROW).split(".")))
+        holder = current if arrow and isinstance(current, nnx.Module) else owner
+        places = self.survey.places.get(id(holder), [])
+        if len(places) > 1 and (holder is current or "." in slot):
+            what = "which" if holder is current else f"whose {name}"
+            raise ValueError(f"{' and '.join(places)} are one module, {what} can hold no blur: give each place its own")
+        if arrow and isinstance(current, nnx.Module):
+            blurs.blur_input(here, current, blur)
+            return
+        if not isinstance(owner, nnx.Module):
+            raise ValueError(
+                f"{here} is in a {type(owner).__name__}, which cannot be changed: use nnx.List or nnx.Dict"
+            )
+        if arrow and not callable(current):
+            raise ValueError(f"the slot {slot!r} points to {here}, which is {type(current).__name__} and no layer")
+        if not arrow and current is not None and not is_activation(current):
+            raise ValueError(
+                f"the slot {here} holds {type(current).__name__}: it must hold None or an activation function; where a "
+                f'module wraps the function, a dotted slot reaches into it, and "->{name}" blurs before it'
+            )
+        if current is None:
+            layer = blur
+        else:
+            layer = blurs.before(current, blur) if arrow else blurs.after(current, blur)
+        blurs.set_attribute(dotted(path), owner, name, layer)
+
+    def _pool_blur(self, path: Path, module: nnx.Module, slot: str, stride: int) -> Any:
+        here, layer = dotted((*path, slot)), f"pool stride {stride}"
+        reason = None
+        if self.plan.declines(here, module):
+            reason = LEFT_OUT
+        elif self.plan.downsample == "ddac":
+            reason = "ddac has to know the channels of its map, which a pool does not say"
+        if reason:
+            self.changes.append(Change(here, layer, "skipped", reason))
             return None
-        self._done(here, conv, f"blur in {dotted((*path, slot))}, where {type(module).__name__} puts it")
-        return _make_dense(conv)
+        detail = f"blur in {slot}, where {type(module).__name__} pools"
+        self.changes.append(Change(here, layer, "antialiased", detail))
+        return self.blurs.layer((stride,) * self.plan.spatial_dims)
 
     def _accepts(self, path: Path, conv: nnx.Conv | nnx.ConvTranspose) -> bool:
         """Whether a convolution is to be changed; if not, the report says why."""
@@ -222,7 +249,7 @@ class Surgeon:
             self._skipped(path, conv, reason)
             return False
         self._check_axes(path, conv, len(kernel_size(conv)))
-        places = self.places[id(conv)]
+        places = self.survey.places[id(conv)]
         if len(places) > 1:
             raise ValueError(
                 f"{' and '.join(places)} are one layer, whose stride cannot move into two places: give "
@@ -235,15 +262,15 @@ class Surgeon:
             return self._enlarging(path, conv)
         if max(strides_of(conv)) == 1:
             return STRIDE_1
-        if isinstance(conv.conv_general_dilated, BlurredConvolution):
+        if is_antialiased(conv):
             return "already anti-aliased"
-        if conv is self.first:
+        if not self.plan.first and self.survey.reads_input(conv):
             return f"reads the image ({conv.in_features} channels); first=True includes it"
-        if conv.in_features < self.min_channels:
-            return f"fewer than min_channels={self.min_channels} input channels"
-        if self.where is not None and not self.where(path, conv):
-            return "left out by `where`"
-        if type(conv).__call__ is not nnx.Conv.__call__:
+        if conv.in_features < self.plan.min_channels:
+            return f"fewer than min_channels={self.plan.min_channels} input channels"
+        if self.plan.declines(path, conv):
+            return LEFT_OUT
+        if has_own_call(conv):
             return f"{type(conv).__name__} has a __call__ of its own: declare antialias_slots or use aa_flax.nn.Conv"
         return None
 
@@ -251,53 +278,29 @@ class Surgeon:
         if isinstance(conv, nnx.ConvTranspose) and max(strides_of(conv)) == 1:
             return STRIDE_1
         advice = "it enlarges: a stride-1 convolution and aa_flax.BlurUpsample before it take its place"
-        if self.where is not None and self.where(path, conv):
+        if self.plan.where is not None and self.plan.where(path, conv):
             raise ValueError(f"{path} ({describe(conv)}) cannot be anti-aliased by a blur behind it: {advice}")
         return advice
 
     def _check_axes(self, path: Path, layer: Any, axes: int) -> None:
-        if axes == self.spatial_dims:
+        if axes == self.plan.spatial_dims:
             return
         hint = f"pass spatial_dims={axes} if the whole network works on {axes} axes"
         if axes == 1 and isinstance(layer, nnx.Conv):
             size = layer.kernel_size[0]
             hint = f"nnx.Conv takes kernel_size={size} for one axis, write {(size, size)} for images; {hint}"
-        raise ValueError(f"{dotted(path)} ({describe(layer)}) works on {axes} axes, not {self.spatial_dims}: {hint}")
+        raise ValueError(
+            f"{dotted(path)} ({describe(layer)}) works on {axes} axes, not {self.plan.spatial_dims}: {hint}"
+        )
+
+    def _changed(self, path: Path, conv: nnx.Conv, detail: str, channels: int, dense: bool = True) -> None:
+        """Reports a convolution that is about to change; ``channels`` are those of the map that is blurred."""
+        left = blurs.stride_left(strides_of(conv))
+        change = Change(dotted(path), describe(conv), "antialiased", detail, left)
+        self.changes.append(self.blurs.cost(change, conv, dense=dense, channels=channels))
 
     def _done(self, path: Path, layer: Any, detail: str) -> None:
         self.changes.append(Change(dotted(path), describe(layer), "antialiased", detail))
 
     def _skipped(self, path: Path, layer: Any, detail: str) -> None:
         self.changes.append(Change(dotted(path), describe(layer), "skipped", detail))
-
-
-def _edges(path: Path, node: Any, seen: set[int]) -> Iterator[tuple[Path, Any]]:
-    """Every module at every path, and every slot of a module; what a module holds is listed once."""
-    yield path, node
-    if isinstance(node, nnx.Module):
-        if id(node) in seen:
-            return
-        seen.add(id(node))
-    for key, child in children(node):
-        yield from _edges((*path, key), child, seen)
-
-
-def _make_dense(conv: nnx.Conv) -> tuple[int, ...]:
-    """Takes from a convolution the part of its stride that a blur elsewhere takes over, which is returned."""
-    strides = strides_of(conv)
-    kept, factors = zip(*map(split_stride, strides), strict=True)
-    if isinstance(conv.padding, str) and conv.padding.startswith("SAME"):
-        hook = BlurredConvolution(None, strides=strides, function=conv.conv_general_dilated)
-        conv.conv_general_dilated = hook
-    conv.strides = kept[0] if isinstance(conv.strides, int) else kept
-    return factors
-
-
-def _set(path: str, module: nnx.Module, key: str, value: Any) -> None:
-    try:
-        setattr(module, key, nnx.data(value) if isinstance(value, nnx.Module) else value)
-    except dataclasses.FrozenInstanceError as error:
-        raise ValueError(
-            f"{path or 'the model'} is a frozen dataclass, its {key} cannot be replaced: drop frozen=True, or build it "
-            "with aa_flax.nn's layers"
-        ) from error
