@@ -1,7 +1,7 @@
 """Drop-in forms of NNX's strided layers: the same signatures, parameters and output sizes, but anti-aliased.
 
-With ``filter_size=1`` each of them is NNX's own layer, up to the order of sums. The window says how many axes are spatial;
-all axes before those are batch. On images a window over one axis is refused.
+With ``filter_size=1`` each of them is NNX's own layer, up to the order of sums. The window says how many axes are
+spatial; all axes before those are batch. On images a window over one axis is refused.
 """
 
 from collections.abc import Callable, Sequence
