@@ -96,7 +96,9 @@ class LinenNetwork(linen.Module):
         return self._run("feature_pyramid", x, train)
 
     def _run(self, method: str, x: jax.Array, train: bool | None) -> Any:
-        train = self.train if train is None else train
+        # Initialisation is not a training step: the statistics stay at their initial values, and an example as small
+        # as one likes will do.
+        train = (self.train if train is None else train) and not self.is_initializing()
         graphdef, abstract = _abstract(self.spec, self.dtype, self.param_dtype)
         updates = train and bool(abstract["batch_stats"]) and not dict(self.spec.options).get("frozen_bn")
         if updates and not self.is_mutable_collection("batch_stats"):
@@ -109,8 +111,7 @@ class LinenNetwork(linen.Module):
         network.train() if train else network.eval()
         rngs = nnx.Rngs(dropout=self.make_rng("dropout")) if train and _drops_out(network) else None
         y = getattr(network, method)(x, rngs=rngs)
-        # Initialisation is not a training step: the statistics stay at their initial values.
-        if updates and not self.is_initializing():
+        if updates:
             for name, value in _trees(network)["batch_stats"].items():
                 self.put_variable("batch_stats", name, value)
         return y

@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from aa_flax.models.layers import BatchNorm
+from aa_flax.models.layers import BatchNorm, FrozenBatchNorm
+from aa_flax.weights.abstract import abstract_model
 
 
 def _values(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
@@ -103,3 +104,36 @@ def test_a_sharded_batch_exchanges_statistics_and_nothing_larger():
     np.testing.assert_allclose(
         compiled(state, jax.device_put(x, sharding)), jax.grad(loss, argnums=1)(state, x), atol=1e-4
     )
+
+
+@pytest.mark.parametrize(
+    ("shape", "group_size", "words"),
+    [
+        ((1, 1, 1, 3), None, r"more than one value a channel, got a map \(1, 1, 1, 3\)"),
+        ((1, 3), None, r"got a map \(1, 3\)"),
+        ((4, 1, 1, 3), 1, r"more than one value a channel in each group of group_size=1, got a map \(4, 1, 1, 3\)"),
+    ],
+)
+def test_one_value_a_channel_is_nothing_to_train_on(shape, group_size, words):
+    bn = BatchNorm(3, group_size=group_size, rngs=nnx.Rngs(0))
+    x = jnp.ones(shape)
+    with pytest.raises(ValueError, match=words):
+        bn(x)
+    np.testing.assert_array_equal(bn.var[...], 1)
+    # Evaluation takes it, and so do frozen statistics and any second value.
+    assert bn(x, use_running_average=True).shape == shape
+    assert FrozenBatchNorm(3, rngs=nnx.Rngs(0))(x).shape == shape
+    assert bool(jnp.isfinite(bn(jnp.concatenate([x, x], -2))).all())
+
+
+def test_a_network_says_so_in_training_and_works_otherwise():
+    """32 pixels at a total stride of 32 leave one value a channel in the last stage."""
+    model = abstract_model("resnet18", num_classes=2)
+    image = jnp.ones((1, 32, 32, 3))
+    model.train()
+    with pytest.raises(ValueError, match=r"got a map \(1, 1, 1, 512\): take more or larger images"):
+        nnx.eval_shape(lambda m, x: m(x), model, image)
+    for again in (jnp.ones((2, 32, 32, 3)), jnp.ones((1, 64, 64, 3))):
+        assert nnx.eval_shape(lambda m, x: m(x), model, again).shape == (len(again), 2)
+    model.eval()
+    assert nnx.eval_shape(lambda m, x: m(x), model, image).shape == (1, 2)

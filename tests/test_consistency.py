@@ -510,3 +510,14 @@ def test_wrong_input_is_refused_by_name(call, message):
 def test_an_unknown_setting_is_a_type_error():
     with pytest.raises(TypeError, match="'exact' has no setting 'pairs'; it has: crop"):
         consistency.create_protocol("exact", pairs=3)
+
+
+def test_normalise_takes_images_of_its_own_channels():
+    normalise = consistency.Normalise((0.5,), (0.25,), 1)
+    np.testing.assert_allclose(normalise(jnp.ones((2, 4, 5, 1))), 2)
+    assert consistency.Normalise()(jnp.ones((4, 5, 3))).shape == (4, 5, 3)
+    for other, channels in ((normalise, 3), (consistency.Normalise(), 1), (consistency.Normalise(), 4)):
+        with pytest.raises(ValueError, match=f"images .* have {channels}: give Normalise {channels} numbers"):
+            other(jnp.ones((1, 4, 5, channels)))
+    with pytest.raises(ValueError, match=r"mean and std are for the same channels, got mean=\(0.5,\) and std=\(1, 1\)"):
+        consistency.Normalise((0.5,), (1, 1))

@@ -77,6 +77,15 @@ def test_training_without_mutable_raises_instead_of_losing_the_statistics():
     assert jax.eval_shape(frozen.apply, variables, image()).shape == (2, 4)
 
 
+def test_one_value_a_channel_is_refused_in_training_but_initialises():
+    module = aa_flax.linen.create_model("resnet18_lpf3", num_classes=4, train=True)
+    variables = jax.eval_shape(module.init, jax.random.key(0), jnp.ones((1, 32, 32, 3)))
+    step = functools.partial(module.apply, mutable=["batch_stats"])
+    with pytest.raises(ValueError, match="needs more than one value a channel"):
+        jax.eval_shape(step, variables, jnp.ones((1, 32, 32, 3)))
+    assert jax.eval_shape(step, variables, jnp.ones((2, 32, 32, 3)))[0].shape == (2, 4)
+
+
 def test_variables_of_another_network_are_refused():
     _, module, variables = resnet()
     numbered = variables["params"] | {"layer1": {int(k): v for k, v in variables["params"]["layer1"].items()}}

@@ -104,12 +104,26 @@ class Normalise:
     Args:
         mean, std: one number per channel, on the scale of `x / scale`. ImageNet's by default.
         scale: 255 for pixels 0..255, whatever their dtype; 1 for pixels 0..1.
+
+    Raises:
+        ValueError: `mean` and `std` differ in length, or images have another number of channels.
     """
 
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     scale: float = 255.0
 
+    def __post_init__(self):
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean and std are for the same channels, got mean={self.mean} and std={self.std}")
+
     def __call__(self, images: jax.Array) -> jax.Array:
-        mean, std = (jnp.asarray(v, jnp.float32).reshape(1, 1, 1, -1) for v in (self.mean, self.std))
+        channels = images.shape[-1]
+        if channels != len(self.mean):
+            raise ValueError(
+                f"mean={self.mean} is for {len(self.mean)} channels, images {images.shape} have {channels}: "
+                f"give Normalise {channels} numbers for each of mean and std"
+            )
+        row = (1,) * (images.ndim - 1) + (-1,)
+        mean, std = (jnp.asarray(v, jnp.float32).reshape(row) for v in (self.mean, self.std))
         return (images.astype(jnp.float32) / self.scale - mean) / std

@@ -90,7 +90,8 @@ class BatchNorm(nnx.BatchNorm):
         """Normalises (N, ..., C); in training also updates the running statistics.
 
         Raises:
-            ValueError: if the batch is no multiple of ``group_size``, or a mask is given.
+            ValueError: if the batch is no multiple of ``group_size``, if training sees one value a channel, which has
+                no variance, or if a mask is given.
         """
         if mask is not None:
             raise ValueError("aa_flax's BatchNorm takes no mask: every example counts")
@@ -122,6 +123,7 @@ class BatchNorm(nnx.BatchNorm):
 
         All are (C,), or (groups, C) with groups.
         """
+        _check_count(x.shape, self.group_size)
         if self.group_size is not None:
             if len(x) % self.group_size:
                 raise ValueError(f"a batch of {len(x)} is no multiple of group_size={self.group_size}")
@@ -142,6 +144,17 @@ class BatchNorm(nnx.BatchNorm):
             batch = jax.lax.stop_gradient(batch if first == 0 else batch.mean(0))
             running[...] = (self.momentum * running[...] + (1 - self.momentum) * batch).astype(running.dtype)
         return shift, offset, var
+
+
+def _check_count(shape: tuple[int, ...], group_size: int | None) -> None:
+    """Refuses training on one value a channel, as PyTorch does: its variance 0 would become the running one."""
+    examples = shape[0] if group_size is None else group_size
+    if examples * math.prod(shape[1:-1]) == 1:
+        group = "" if group_size is None else f" in each group of group_size={group_size}"
+        raise ValueError(
+            f"batch normalisation in training needs more than one value a channel{group}, got a map {shape}: take more "
+            "or larger images, call model.eval(), or freeze the statistics with frozen_bn=True"
+        )
 
 
 def _rough_mean(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
