@@ -159,7 +159,7 @@ def convert(options: argparse.Namespace) -> None:
             preprocessing=preprocessing,
             source=describe_source(path, digest, layout, entry, options),
             license=options.license or (entry.license if entry else None),
-            metrics=figures(entry) if entry and not changes else {},
+            metrics=entry.metrics if entry and not changes else {},
         )
         try:
             verified = verify(options.output, state, model, options.skip_head, step) if options.verify else None
@@ -241,7 +241,7 @@ def describe_source(
     """What config.json says about where the weights come from."""
     source = {"file": path.name, "sha256": digest, "layout": layout.name, "filter_size": layout.filter_size}
     source |= {name: value for name in ("key", "prefix") if (value := getattr(options, name)) is not None}
-    return source | ({"url": entry.url, "published": entry.spec, "training": entry.training} if entry else {})
+    return source | (entry.source if entry else {})
 
 
 def notes_of_file(path: Path, state: Mapping[str, np.ndarray], options: argparse.Namespace) -> Iterator[str]:
@@ -283,11 +283,6 @@ def notes_of_statistics(model: Network) -> Iterator[str]:
     folded = describe_folded_norms(model)
     if folded:
         yield f"{folded}: train with --recalibrate-bn or --net.frozen-bn"
-
-
-def figures(entry: catalog.Published) -> dict[str, Any]:
-    """The published figures of a checkpoint."""
-    return {"published": {"top1": entry.top1, "consistency": entry.consistency}}
 
 
 def verify(

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from aa_flax.models.base import Network
-from aa_flax.weights import catalog, mapping, store
+from aa_flax.weights import catalog, mapping, store, torch_reader
 from aa_flax.weights.abstract import abstract_model
 from aa_flax.weights.config import Preprocessing, PretrainedConfig
 from aa_flax.weights.errors import CheckpointError
@@ -149,6 +150,75 @@ def test_config_says_everything(tmp_path, network):
     assert config == PretrainedConfig(**structure, **given)
     assert config.spec() == network.spec
     assert json.loads((tmp_path / "config.json").read_text("utf-8"))["format_version"] == 1
+
+
+KNOWN = {
+    "preprocessing": Preprocessing(resize=40, crop=32),
+    "class_names": ("a", "b", "c", "d", "e"),
+    "source": {"file": "x.pth"},
+    "license": "CC BY-NC-SA 4.0",
+    "metrics": {"top1": 71.5},
+}
+
+
+def said_of(model: nnx.Module, directory: Path, **given) -> dict:
+    config = read_config(save_pretrained(model, directory, **given))
+    return {name: getattr(config, name) for name in KNOWN}
+
+
+def test_what_was_known_stays_known(tmp_path, network):
+    """Through loading, and whatever makes a copy of the network or takes it apart and together."""
+    loaded = load_pretrained(save_pretrained(network, tmp_path / "a", **KNOWN))
+    assert loaded.provenance.config == read_config(tmp_path / "a")
+    assert network.provenance is None
+    copies = [loaded, nnx.clone(loaded), nnx.merge(*nnx.split(loaded)), pickle.loads(pickle.dumps(loaded))]
+    for n, copy in enumerate([*copies, nnx.jit(lambda model: model)(loaded)]):
+        assert said_of(copy, tmp_path / str(n)) == KNOWN
+    replaced = {"license": "MIT", "metrics": {}, "source": {"file": "y"}}
+    assert said_of(loaded, tmp_path / "b", **replaced) == KNOWN | replaced
+    assert said_of(load_pretrained(tmp_path / "b"), tmp_path / "c") == KNOWN | replaced
+
+
+def test_trained_weights_name_those_they_began_with(tmp_path, network):
+    save_pretrained(network, tmp_path / "a", **KNOWN)
+    trained = load_pretrained(tmp_path / "a")
+    trained.classifier.bias[...] += 1
+    parent = {"model": "mobilenet_v2_lpf3", "license": KNOWN["license"], "source": KNOWN["source"]}
+    changed = {"source": {"parents": [parent]}, "metrics": {}}
+    assert said_of(trained, tmp_path / "b") == KNOWN | changed
+    source = {"parents": [parent], "data": "flowers"}
+    assert said_of(trained, tmp_path / "c", source={"data": "flowers"}) == KNOWN | changed | {"source": source}
+    # Once more: the parents' parents stay, and new facts about the child are its own.
+    again = load_pretrained(tmp_path / "c")
+    assert said_of(again, tmp_path / "d") == KNOWN | changed | {"source": source}
+    again.classifier.bias[...] += 1
+    assert said_of(again, tmp_path / "e")["source"] == {"parents": [parent | {"source": source}]}
+
+
+def test_figures_belong_to_the_network_that_was_measured(tmp_path, network):
+    save_pretrained(network, tmp_path / "a", **KNOWN)
+    padded = load_pretrained(tmp_path / "a", pad_type="zero")
+    found = said_of(padded, tmp_path / "b")
+    assert found["metrics"] == {}
+    assert found["source"]["parents"][0]["source"] == KNOWN["source"]
+
+
+def test_two_networks_of_one_compiled_function_keep_their_own_facts(tmp_path, network):
+    step = nnx.jit(lambda model: model.classifier.bias.set_value(model.classifier.bias + 1))
+    for n in (1, 2):
+        loaded = load_pretrained(save_pretrained(network, tmp_path / str(n), license=f"licence {n}"))
+        step(loaded)
+        assert loaded.provenance.config.license == f"licence {n}"
+
+
+def test_published_weights_keep_their_licence(tmp_path, network, monkeypatch):
+    entry = catalog.find("mobilenet_v2_lpf3")
+    monkeypatch.setattr(catalog, "fetch", lambda spec: tmp_path / "x.pth")
+    monkeypatch.setattr(torch_reader, "read_torch_checkpoint", lambda path: {})
+    monkeypatch.setattr(mapping, "convert_state_dict", lambda *_, **__: random_network())
+    config = read_config(save_pretrained(load_pretrained("mobilenet_v2_lpf3"), tmp_path / "a"))
+    assert (config.license, config.metrics) == ("CC BY-NC-SA 4.0", {"published": entry.metrics["published"]})
+    assert config.source == {"url": entry.url, "published": "mobilenet_v2_lpf3", "training": entry.training}
 
 
 def test_short_config_has_defaults(tmp_path):

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Hashable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 from flax import nnx
@@ -44,9 +44,11 @@ class Network(nnx.Module):
     Attributes:
         spec: what :func:`aa_flax.create_model` built it from.
         first_conv: the attribute that reads the images, such as ``stem.conv``.
+        provenance: what is known of its weights, set by :func:`aa_flax.load_pretrained`; None for fresh ones.
     """
 
     spec: ModelSpec
+    provenance: Any = None
 
     first_conv: ClassVar[str | None] = None
 

@@ -64,6 +64,16 @@ class Published:
         return LICENSE if self.url else None
 
     @property
+    def source(self) -> dict[str, str | None]:
+        """Where the checkpoint comes from, as `config.json` says it."""
+        return {"url": self.url, "published": self.spec, "training": self.training}
+
+    @property
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """The published figures, as `config.json` has them."""
+        return {"published": {"top1": self.top1, "consistency": self.consistency}}
+
+    @property
     def file_name(self) -> str | None:
         """The checkpoint's name."""
         return Path(urllib.parse.urlsplit(self.url).path).name if self.url else None

@@ -22,6 +22,7 @@ from aa_flax.models.registry import parse_spec
 from aa_flax.weights.abstract import abstract_model
 from aa_flax.weights.config import CONFIG_NAME, Preprocessing, PretrainedConfig, dump_config, read_config
 from aa_flax.weights.errors import CheckpointError
+from aa_flax.weights.provenance import Provenance, digest, known_of
 from aa_flax.weights.safetensors_file import read_safetensors
 from aa_flax.weights.variables import fill, listing, variables
 
@@ -52,13 +53,15 @@ def save_pretrained(
 ) -> Path:
     """Writes a network to a directory that `load_pretrained` reads.
 
-    The files appear complete or not at all: an interrupted save leaves what was there before.
+    The files appear complete or not at all: an interrupted save leaves what was there before. What a loaded network's
+    files said (`model.provenance`) is written again where nothing else is given; of weights that were trained since,
+    the source names the ones they began with, and the metrics are left out.
 
     Args:
         model: made by `create_model`, `load_pretrained` or `convert_state_dict`, perhaps trained since. Parameters
             and statistics keep their types.
         directory: the folder, made when missing; other files in it stay.
-        preprocessing: how images are prepared for the network; None means ImageNet's standard.
+        preprocessing: how images are prepared for the network; None means what is known, else ImageNet's standard.
         class_names: one for each logit.
         source: where the weights come from, such as `file`, `url`, `sha256`; anything JSON can hold.
         license: of the weights.
@@ -74,16 +77,20 @@ def save_pretrained(
         FileExistsError: `directory` is a file, or holds a saved network while `overwrite` is off.
         OSError: the files cannot be written: no permission, a full disk.
     """
-    config = dataclasses.replace(
-        PretrainedConfig.of(_spec(model)),
-        preprocessing=Preprocessing() if preprocessing is None else preprocessing,
-        class_names=None if class_names is None else tuple(class_names),
-        source=dict(source or {}),
-        license=license,
-        metrics=dict(metrics or {}),
-    )
+    spec, arrays = _spec(model), _arrays(model)
+    given = {
+        "preprocessing": preprocessing,
+        "class_names": None if class_names is None else tuple(class_names),
+        "source": None if source is None else dict(source),
+        "license": license,
+        "metrics": None if metrics is None else dict(metrics),
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    known = known_of(model, spec, arrays)
+    if source is not None and "parents" in known.source:
+        given["source"] = {"parents": known.source["parents"], **source}
+    config = dataclasses.replace(known, **given)
     text = dump_config(config)
-    arrays = _arrays(model)
     directory = local_path(directory)
     _check_target(directory, overwrite)
     with _complete_or_not_at_all(directory) as fresh:
@@ -114,6 +121,9 @@ def load_pretrained(
             directory keep their stored types either way.
         pad_type: padding of every blur in place of the one that the network was trained with, such as `zero` for
             engines that cannot reflect. The answers change: `docs/export.md` has by how much.
+
+    Returns:
+        The network; `model.provenance` keeps what `config.json` said of the weights.
 
     Raises:
         FileNotFoundError: no such directory, or a file is missing in it.
@@ -173,6 +183,7 @@ def _load_directory(directory: Path, dtype: jax.typing.DTypeLike | None, pad_typ
             raise
         raise CheckpointError(f"{directory / CONFIG_NAME}: its options make no network: {error}") from error
     fill(model, arrays, what=str(path), keep_dtype=True)
+    model.provenance = Provenance(config, digest(arrays))
     model.eval()
     return model
 
@@ -185,7 +196,14 @@ def _load_published(spec: str, dtype: jax.typing.DTypeLike | None, pad_type: str
     path = catalog.fetch(spec)
     compute = jnp.float32 if dtype is None else dtype
     state, pad = read_torch_checkpoint(path), "reflect" if pad_type is None else pad_type
-    return mapping.convert_state_dict(state, spec, what=str(path), dtype=compute, pad_type=pad)
+    model = mapping.convert_state_dict(state, spec, what=str(path), dtype=compute, pad_type=pad)
+    entry = catalog.find(spec)
+    config = PretrainedConfig.of(_spec(model))
+    known = dataclasses.replace(
+        config, source=entry.source, license=entry.license, metrics=entry.metrics if pad == "reflect" else {}
+    )
+    model.provenance = Provenance(known, digest(_arrays(model)))
+    return model
 
 
 def _spec(model: nnx.Module) -> ModelSpec:

@@ -1,0 +1,72 @@
+"""What is known of a network's weights: it stays with the network from loading to saving."""
+
+import dataclasses
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from aa_flax.models.base import ModelSpec
+from aa_flax.weights.config import PretrainedConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Provenance:
+    """What a file said of the weights that a network was loaded from: `model.provenance`.
+
+    Attributes:
+        config: the content of its `config.json`.
+        digest: check sum of the weights, by which it shows whether they were trained since.
+    """
+
+    config: PretrainedConfig
+    digest: int
+
+    # Attributes of a network are compared and hashed wherever it is compiled; dictionaries cannot be.
+    def __hash__(self) -> int:
+        return self.digest
+
+
+def digest(arrays: Mapping[str, np.ndarray]) -> int:
+    """A check sum of weights, names and types included."""
+    value = 0
+    for path in sorted(arrays):
+        array = np.ascontiguousarray(arrays[path])
+        value = zlib.crc32(f"{path} {array.dtype} {array.shape}".encode(), value)
+        value = zlib.crc32(array.reshape(-1).view(np.uint8).data, value)
+    return value
+
+
+def known_of(model: nnx.Module, spec: ModelSpec, arrays: Mapping[str, np.ndarray]) -> PretrainedConfig:
+    """What can be said of a network that is about to be saved.
+
+    Licence, class names and preprocessing stay what they were where they still fit. Source and metrics belong to the
+    weights: of a network that was trained or changed since it was loaded, the source names the weights it began with,
+    and the metrics are gone.
+
+    Args:
+        model: the network.
+        spec: what builds it.
+        arrays: its weights.
+    """
+    config = PretrainedConfig.of(spec)
+    known = getattr(model, "provenance", None)
+    if not isinstance(known, Provenance):
+        return config
+    before = known.config
+    same = known.digest == digest(arrays) and before.spec() == spec
+    return dataclasses.replace(
+        config,
+        preprocessing=before.preprocessing if before.in_channels == spec.in_channels else config.preprocessing,
+        class_names=before.class_names if before.num_classes == spec.num_classes else None,
+        source=before.source if same else {"parents": [as_parent(before)]},
+        license=before.license,
+        metrics=before.metrics if same else {},
+    )
+
+
+def as_parent(config: PretrainedConfig) -> dict[str, Any]:
+    """What the source of trained weights says of the weights that they began with."""
+    return {"model": config.model, "license": config.license, "source": config.source}
