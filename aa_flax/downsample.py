@@ -52,7 +52,7 @@ def _pad(x: jax.Array, axis: int, low: int, high: int, pad_type: str) -> jax.Arr
         margins = [(low, high, 0) if i == axis else (0, 0, 0) for i in range(x.ndim)]
         return lax.pad(x, jnp.zeros((), x.dtype), margins)
     positions = np.pad(np.arange(x.shape[axis]), (low, high), _NUMPY_MODES[pad_type])
-    return jnp.take(x, positions, axis, unique_indices=False, indices_are_sorted=False)
+    return jnp.take(x, positions, axis=axis)
 
 
 class AdaptivePolyphase(nnx.Module):

@@ -42,11 +42,12 @@ def most_energetic(maps: Sequence[jax.Array], axes: int) -> jax.Array:
 
 
 def _power_of_two(largest: jax.Array) -> jax.Array:
-    """A power of two of which ``largest`` is less than four times as much: division by it is exact."""
+    """The largest power of two that is not above, and more than a quarter of it: division by it is exact."""
     info = jnp.finfo(largest.dtype)
-    halved = jnp.where(jnp.isfinite(largest), largest, info.max) / 2
-    # Within the powers whose reciprocals are normal numbers: compilers divide by multiplying with them.
-    return jnp.clip(lax.reduce_precision(halved, info.nexp, 0), info.tiny, 1 / info.tiny)
+    # Those whose reciprocals are normal numbers: compilers divide by multiplying with them.
+    powers = np.ldexp(np.ones((), largest.dtype), np.arange(info.minexp, 1 - info.minexp))
+    finite = jnp.where(jnp.isfinite(largest), largest, info.max)[..., None]
+    return jnp.where(powers <= finite, powers, powers[0]).max(-1)
 
 
 def _digits_of_sum(shares: jax.Array, axes: int) -> list[jax.Array]:
@@ -67,9 +68,10 @@ def _digits_of_sum(shares: jax.Array, axes: int) -> list[jax.Array]:
 
 def _carried(digits: list[jax.Array], bits: int) -> list[jax.Array]:
     """The same number with digits below ``2 ** bits``, one more of them."""
+    base = np.int32(2**bits)
     carry, below = jnp.zeros_like(digits[0]), []
     for digit in reversed(digits):
         total = digit + carry
-        below.append(total & (2**bits - 1))
-        carry = total >> bits
+        carry = lax.div(total, base)
+        below.append(total - carry * base)
     return [carry, *reversed(below)]
