@@ -1,6 +1,11 @@
 """Batches are a function of seed and step: not of workers, processes, or where a run resumed."""
 
 import logging
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -260,9 +265,6 @@ def test_what_cannot_be_batched(dataset: Dataset):
 
 def test_batches_left_open_end_with_the_process():
     """Threads, worker processes and shared memory go quietly, whatever the caller forgets."""
-    import subprocess
-    import sys
-
     program = (
         "from train.data import DataConfig, open_dataset, train_batches\n"
         "if __name__ == '__main__':\n"
@@ -272,6 +274,84 @@ def test_batches_left_open_end_with_the_process():
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "(8, 32, 32, 3)", "")
+
+
+LOADING = """
+import multiprocessing, signal, sys
+from train.data import DataConfig, open_dataset, train_batches
+
+if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    dataset = open_dataset(DataConfig(name="synthetic", image_size=16, synthetic_size=256))
+    batches = train_batches(dataset, global_batch=32, seed=0, workers=2)
+    for _ in range(3):
+        next(batches)
+    print(*(process.pid for process in multiprocessing.active_children()), flush=True)
+    sys.stdin.readline()
+    for _ in range(30):
+        next(batches)
+    batches.close()
+"""
+
+
+def loading() -> tuple[subprocess.Popen[str], list[int]]:
+    """A process that loads, in a group of its own, and the process numbers of its workers."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", LOADING],
+        cwd=Path(__file__).parents[1],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    return process, [int(word) for word in process.stdout.readline().split()]
+
+
+def in_shared_memory() -> set[str]:
+    """What Python's processes hold there, where the system shows it."""
+    return {path.name for path in Path("/dev/shm").glob("psm_*")}
+
+
+def wait_until_true(condition) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    # Ended, and not yet waited for by whoever takes care of orphans.
+    status = Path(f"/proc/{pid}/stat")
+    return not (status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] == "Z")
+
+
+def test_workers_and_shared_memory_go_with_a_process_that_is_killed():
+    before = in_shared_memory()
+    process, workers = loading()
+    held = in_shared_memory() - before
+    assert len(workers) == 2
+    assert all(map(alive, workers))
+    process.kill()
+    process.communicate()
+    wait_until_true(lambda: not any(map(alive, workers)))
+    wait_until_true(lambda: not held & in_shared_memory())
+
+
+def test_workers_outlive_a_signal_to_the_group_and_leave_nothing_when_closed():
+    process, workers = loading()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.killpg(process.pid, number)
+    # Shared memory that is left would be named on stderr.
+    output, errors = process.communicate("\n", timeout=120)
+    assert (process.returncode, output, errors) == (0, "", "")
+    assert not any(map(alive, workers))
 
 
 def test_digits_load_without_a_folder():

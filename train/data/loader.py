@@ -4,6 +4,7 @@ grain supplies threads, worker processes, shared memory and prefetching. Unreada
 named and counted here, and the time that the caller waits is measured.
 """
 
+import gc
 import logging
 import os
 import time
@@ -20,6 +21,7 @@ from train.data.datasets import Dataset
 from train.data.decode import UnreadableImageError
 from train.data.sources import Source
 from train.data.steps import Batch, TrainSteps, ValSteps
+from train.data.workers import begin_worker, let_workers_start
 from train.errors import CommandError
 
 log = logging.getLogger(__name__)
@@ -109,8 +111,12 @@ class Batches(Iterator[Batch]):
 
 
 def _close_all(iterators: list[grain.DatasetIterator]) -> None:
+    if not iterators:
+        return
     while iterators:
         iterators.pop().close()
+    # Batches in shared memory that nobody took hang in reference cycles, and are released with them.
+    gc.collect()
 
 
 def steps_per_epoch(dataset: Dataset, global_batch: int) -> int:
@@ -254,21 +260,13 @@ def _pipeline(steps: TrainSteps | ValSteps, start_step: int, workers: int) -> gr
     reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     dataset = batches.to_iter_dataset(reading)
     if workers:
-        _let_workers_start()
+        let_workers_start()
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
         # Copied out of shared memory, in a thread: batches may outlive the loader.
-        shared = dataset.mp_prefetch(options).map(_copy)
+        shared = dataset.mp_prefetch(options, worker_init_fn=begin_worker).map(_copy)
         dataset = grain.experimental.ThreadPrefetchIterDataset(shared, prefetch_buffer_size=2)
     return iter(dataset)
 
 
 def _copy(batch: Batch) -> Batch:
     return {name: np.array(values) for name, values in batch.items()}
-
-
-def _let_workers_start() -> None:
-    """grain's workers copy absl's flags, which must count as parsed although nothing parses them."""
-    from absl import flags
-
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()

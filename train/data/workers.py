@@ -1,0 +1,36 @@
+"""The loader's worker processes: how they start, and that they end when the process they work for does.
+
+grain ends them in order where that process ends in order. After kill -9 nobody would.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from multiprocessing.connection import wait
+
+
+def let_workers_start() -> None:
+    """grain's workers copy absl's flags, which must count as parsed although nothing parses them."""
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+
+
+def begin_worker(index: int, count: int) -> None:
+    """Runs in a worker process before it reads anything; the arguments are grain's."""
+    del index, count
+    # Ctrl-C and a cluster's SIGTERM reach the whole group. Training goes on until it has saved, and needs its data.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    # A pipe whose other end the system closes, however the parent ends.
+    wait([parent.sentinel])
+    # What lies in shared memory is removed by Python's resource tracker, once nobody is left.
+    os._exit(1)
