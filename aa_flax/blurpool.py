@@ -164,8 +164,9 @@ def blur_pool(
 ) -> jax.Array:
     """Low-pass filters and subsamples every spatial axis of a channels-last batch.
 
-    Output position o of an axis is centred on input position ``stride * o``; with ``pad_off=0`` an axis of size N
-    becomes ``ceil(N / stride)``. Differentiable any number of times, in forward and reverse mode.
+    Output position o of an axis is centred on input position ``stride * o - pad_off`` for odd filter sizes, and half a
+    sample further on for even ones (docs/where-the-grid-moves.md). With ``pad_off=0`` an axis of size N becomes
+    ``ceil(N / stride)``. Differentiable any number of times, in forward and reverse mode.
 
     Args:
         x: floating point array (N, spatial..., C) with any number of spatial axes.
