@@ -191,7 +191,7 @@ def check_network(options: argparse.Namespace, network_options: Mapping[str, Any
     """The network asked for, refused before anything is downloaded or read if there can be none of that kind."""
     try:
         spec = resolve_spec(options.model, **network_options)
-        PretrainedConfig.of(spec)
+        PretrainedConfig.of(spec, preprocessing=prepare_images(options, spec.in_channels))
         if options.option:
             abstract_model(options.model, **network_options)
     except (TypeError, ArithmeticError) as error:

@@ -118,7 +118,8 @@ def test_every_path_and_option_survives(tmp_path, spec, options):
     shapes = {key: variable.shape for key, variable in variables(model).items()}
     numbers = {key: np.broadcast_to(np.float32(n), shape) for n, (key, shape) in enumerate(shapes.items())}
     fill(model, numbers, what="numbers")
-    save_pretrained(model, tmp_path)
+    channels = model.spec.in_channels
+    save_pretrained(model, tmp_path, preprocessing=Preprocessing(mean=(0.5,) * channels, std=(0.25,) * channels))
     loaded = load_pretrained(tmp_path)
     assert loaded.spec == model.spec
     assert {key: float(array.flat[0]) for key, array in values(loaded).items()} == {
@@ -253,6 +254,7 @@ BAD_CONFIGS = [
     ({"preprocessing": {"std": [0.2, 0.2, float("nan")]}}, "preprocessing.std must be one finite number a channel"),
     ({"preprocessing": {"std": [0.2, 0, 0.2]}}, "preprocessing.std must be above 0"),
     ({"preprocessing": {"std": [0.2, 0.2]}}, "preprocessing.std must be as long as"),
+    ({"preprocessing": {"mean": [0.5], "std": [0.25]}}, r"mean must be 3 numbers, one a channel.*got \(0.5,\)"),
     ({"class_names": "abcde"}, "class_names must be a list of texts"),
     ({"class_names": ["a", 1, "c", "d", "e"]}, "class_names must be a list of texts"),
     ({"class_names": ["a", "b"]}, r"class_names must be 5 names \(num_classes\), got 2"),
@@ -366,6 +368,11 @@ def test_what_cannot_be_saved(tmp_path, network):
     broken.classifier.bias.set_value(jnp.array([0, 0, jnp.nan, 0, 0]))
     with pytest.raises(ValueError, match=r"NaN or infinity:\n    classifier.bias"):
         save_pretrained(broken, target)
+    for other in (random_network(in_channels=1), random_network(in_channels=4)):
+        with pytest.raises(ValueError, match=r"mean must be [14] numbers, one a channel: give Preprocessing\(mean="):
+            save_pretrained(other, target)
+    with pytest.raises(ValueError, match=r"preprocessing.mean must be 3 numbers, one a channel.*got \(0.5,\)"):
+        save_pretrained(network, target, preprocessing=Preprocessing(mean=(0.5,), std=(0.25,)))
     with pytest.raises(ValueError, match="5 names"):
         save_pretrained(network, target, class_names=["a"])
     with pytest.raises(ValueError, match="what JSON can"):

@@ -19,7 +19,7 @@ _MAX_CONFIG_BYTES = 16 * 2**20
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How an image becomes what the network expects; the defaults are ImageNet's standard.
+    """How an image becomes what the network expects; the defaults are ImageNet's standard, for three channels.
 
     Attributes:
         resize: length of the image's shorter side after resizing, in pixels.
@@ -92,6 +92,10 @@ class PretrainedConfig:
         _require(isinstance(self.preprocessing, Preprocessing), "preprocessing", "a Preprocessing", self.preprocessing)
         _require(self.license is None or isinstance(self.license, str), "license", "a text or null", self.license)
         self.spec()
+        mean, channels = self.preprocessing.mean, self.in_channels
+        standard = " (ImageNet's are the default)" if mean == Preprocessing.mean else ""
+        fitting = f"{channels} numbers, one a channel: give Preprocessing(mean=..., std=...) of these images{standard}"
+        _require(len(mean) == channels, "preprocessing.mean", fitting, mean)
         if self.class_names is not None:
             texts = isinstance(self.class_names, tuple) and all(isinstance(name, str) for name in self.class_names)
             _require(texts, "class_names", "a list of texts or null", self.class_names)
@@ -99,14 +103,15 @@ class PretrainedConfig:
             _require(count == self.num_classes, "class_names", f"{self.num_classes} names (num_classes)", count)
 
     @classmethod
-    def of(cls, spec: ModelSpec) -> "PretrainedConfig":
-        """What is to be said about a network whose weights come from nowhere yet."""
+    def of(cls, spec: ModelSpec, **known: Any) -> "PretrainedConfig":
+        """The configuration of a network; ``known`` are the fields that its spec does not say."""
         return cls(
             model=str(spec),
             num_classes=spec.num_classes,
             in_channels=spec.in_channels,
             pad_type=spec.pad_type,
             options=dict(spec.options),
+            **known,
         )
 
     def spec(self) -> ModelSpec:

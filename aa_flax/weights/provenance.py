@@ -39,8 +39,8 @@ def digest(arrays: Mapping[str, np.ndarray]) -> int:
     return value
 
 
-def known_of(model: nnx.Module, spec: ModelSpec, arrays: Mapping[str, np.ndarray]) -> PretrainedConfig:
-    """What can be said of a network that is about to be saved.
+def known_of(model: nnx.Module, spec: ModelSpec, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """What is known of a network that is about to be saved.
 
     Licence, class names and preprocessing stay what they were where they still fit. Source and metrics belong to the
     weights: of a network that was trained or changed since it was loaded, the source names the weights it began with,
@@ -50,21 +50,25 @@ def known_of(model: nnx.Module, spec: ModelSpec, arrays: Mapping[str, np.ndarray
         model: the network.
         spec: what builds it.
         arrays: its weights.
+
+    Returns:
+        Fields of `PretrainedConfig`; what is not known is left out.
     """
-    config = PretrainedConfig.of(spec)
     known = getattr(model, "provenance", None)
     if not isinstance(known, Provenance):
-        return config
+        return {}
     before = known.config
     same = known.digest == digest(arrays) and before.spec() == spec
-    return dataclasses.replace(
-        config,
-        preprocessing=before.preprocessing if before.in_channels == spec.in_channels else config.preprocessing,
-        class_names=before.class_names if before.num_classes == spec.num_classes else None,
-        source=before.source if same else {"parents": [as_parent(before)]},
-        license=before.license,
-        metrics=before.metrics if same else {},
-    )
+    fields: dict[str, Any] = {
+        "source": before.source if same else {"parents": [as_parent(before)]},
+        "license": before.license,
+        "metrics": before.metrics if same else {},
+    }
+    if before.in_channels == spec.in_channels:
+        fields["preprocessing"] = before.preprocessing
+    if before.num_classes == spec.num_classes:
+        fields["class_names"] = before.class_names
+    return fields
 
 
 def as_parent(config: PretrainedConfig) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Pretrained directories in Hugging Face's shape: `config.json` and `model.safetensors`."""
 
 import contextlib
-import dataclasses
 import os
 import secrets
 import shutil
@@ -61,7 +60,8 @@ def save_pretrained(
         model: made by `create_model`, `load_pretrained` or `convert_state_dict`, perhaps trained since. Parameters
             and statistics keep their types.
         directory: the folder, made when missing; other files in it stay.
-        preprocessing: how images are prepared for the network; None means what is known, else ImageNet's standard.
+        preprocessing: how images are prepared for the network; None means what is known, else ImageNet's standard,
+            which is for three channels only.
         class_names: one for each logit.
         source: where the weights come from, such as `file`, `url`, `sha256`; anything JSON can hold.
         license: of the weights.
@@ -87,9 +87,9 @@ def save_pretrained(
     }
     given = {name: value for name, value in given.items() if value is not None}
     known = known_of(model, spec, arrays)
-    if source is not None and "parents" in known.source:
-        given["source"] = {"parents": known.source["parents"], **source}
-    config = dataclasses.replace(known, **given)
+    if source is not None and "parents" in known.get("source", {}):
+        given["source"] = {"parents": known["source"]["parents"], **source}
+    config = PretrainedConfig.of(spec, **(known | given))
     text = dump_config(config)
     directory = local_path(directory)
     _check_target(directory, overwrite)
@@ -198,9 +198,11 @@ def _load_published(spec: str, dtype: jax.typing.DTypeLike | None, pad_type: str
     state, pad = read_torch_checkpoint(path), "reflect" if pad_type is None else pad_type
     model = mapping.convert_state_dict(state, spec, what=str(path), dtype=compute, pad_type=pad)
     entry = catalog.find(spec)
-    config = PretrainedConfig.of(_spec(model))
-    known = dataclasses.replace(
-        config, source=entry.source, license=entry.license, metrics=entry.metrics if pad == "reflect" else {}
+    known = PretrainedConfig.of(
+        _spec(model),
+        source=entry.source,
+        license=entry.license,
+        metrics=entry.metrics if pad == "reflect" else {},
     )
     model.provenance = Provenance(known, digest(_arrays(model)))
     return model
