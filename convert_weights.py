@@ -26,6 +26,7 @@ from aa_flax.weights import catalog
 from aa_flax.weights.abstract import abstract_model
 from aa_flax.weights.config import INTERPOLATIONS, Preprocessing, PretrainedConfig, read_config
 from aa_flax.weights.input_channels import with_input_channels
+from aa_flax.weights.json_file import parse_json
 from aa_flax.weights.mapping import (
     Layout,
     blurs_alike,
@@ -180,9 +181,11 @@ def parse_network_options(words: Sequence[str]) -> dict[str, Any]:
         if not (name and equals and text):
             raise ValueError(f"--option {word}: write NAME=VALUE, such as pool_only=false or width_mult=0.5")
         try:
-            value = json.loads(text.lower())
+            value = parse_json(text.lower())
         except json.JSONDecodeError:
             value = text
+        except ValueError as error:
+            raise ValueError(f"--option {name}: {error}") from error
         options[name] = tuple(value) if isinstance(value, list) else value
     return options
 

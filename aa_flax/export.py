@@ -24,6 +24,7 @@ from aa_flax import platforms as known
 from aa_flax.local_paths import local_path
 from aa_flax.models.base import ModelSpec
 from aa_flax.weights.errors import CheckpointError
+from aa_flax.weights.json_file import read_json
 from aa_flax.weights.safetensors_file import read_safetensors
 from aa_flax.weights.store import _complete_or_not_at_all
 
@@ -168,7 +169,7 @@ def load_exported(directory: str | os.PathLike[str]) -> ExportedNetwork:
         if not (directory / name).is_file():
             raise FileNotFoundError(f"{directory / name}: not found; export the network again")
     try:
-        described = json.loads((directory / DESCRIPTION).read_text("utf-8"))
+        described = read_json(directory / DESCRIPTION)
         digest = described["sha256"]
         keys = ("input_shape", "dtype", "platforms", "model")
         shape, dtype, platforms, model = (described[key] for key in keys)

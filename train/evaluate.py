@@ -15,6 +15,7 @@ from jax.tree_util import Partial
 from aa_flax.consistency import Protocol
 from aa_flax.models.registry import parse_spec
 from aa_flax.weights.config import Preprocessing, PretrainedConfig
+from aa_flax.weights.json_file import read_json
 from aa_flax.weights.store import WEIGHTS_NAME, load_pretrained, read_config
 from train.console import open_console, progress
 from train.data import Batch, Batches, ImageFolder, evaluation_batches, reflect_margin
@@ -24,6 +25,9 @@ from train.evaluation_report import Evaluation, as_json, print_table
 from train.files import write_atomically
 from train.kept import keep_crops, keep_diagonal
 from train.scoring import Score, protocols_for, score, whole_batch
+
+# Offsets for every one of a million photos.
+_MAX_OFFSETS_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -264,7 +268,7 @@ def read_offsets(path: Path) -> np.ndarray:
       CommandError: no such file, or other content.
     """
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path, _MAX_OFFSETS_BYTES)
     except OSError as error:
         raise CommandError(f"--offsets {path} cannot be read: {error.strerror}") from error
     except ValueError as error:

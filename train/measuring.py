@@ -16,6 +16,7 @@ from jax.tree_util import Partial
 
 from aa_flax.consistency import Estimate, Protocol, Result
 from aa_flax.weights.config import PretrainedConfig
+from aa_flax.weights.json_file import read_json
 from aa_flax.weights.store import Preprocessing
 from train.data import ImageFolder, evaluation_batches, reflect_margin
 from train.evaluate import as_function, open_photos
@@ -246,7 +247,7 @@ def write_numbers(path: Path, numbers: Numbers) -> None:
 def read_numbers(path: Path) -> Numbers | None:
     """Numbers that `write_numbers` kept; None where there are none, or the file is none of its."""
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
         estimates = {name: _from_json(content[name]) for name in ("top1", "top5", "consistency")}
         rest = {name: content[name] for name in ("identity", *PLAIN_FIELDS)}
     except (OSError, ValueError, KeyError, TypeError):

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 
+from aa_flax.weights.json_file import read_json
 from train.config import CONDUCT, TrainConfig
 from train.errors import CommandError
 from train.files import write_atomically
@@ -82,7 +83,7 @@ def read_record(path: Path) -> Record:
         CommandError: there is no such file, or it is none of ours; names the field.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except OSError as error:
         raise CommandError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:

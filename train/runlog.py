@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from aa_flax.weights.json_file import parse_json, read_json
 from train.config import LogConfig
 from train.errors import CommandError
 from train.files import write_atomically
@@ -115,7 +116,7 @@ def read_scores(run_dir: Path) -> Scores:
     if not path.exists():
         return {}
     try:
-        return {int(step): dict(values) for step, values in json.loads(path.read_text(encoding="utf-8")).items()}
+        return {int(step): dict(values) for step, values in read_json(path).items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise CommandError(
             f"{path} is damaged ({error}); delete it to go on without the scores of past epochs"
@@ -132,7 +133,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     found = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            line = json.loads(text)
+            line = parse_json(text)
         except ValueError:
             continue
         if isinstance(line, dict) and {"kind", "step"} <= line.keys():

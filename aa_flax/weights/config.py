@@ -2,19 +2,22 @@
 
 import dataclasses
 import json
-import math
 import os
+import sys
 from typing import Any
 
 from aa_flax.local_paths import local_path
 from aa_flax.models.base import ModelSpec
 from aa_flax.models.registry import default_options, resolve_spec
 from aa_flax.weights.errors import CheckpointError
+from aa_flax.weights.json_file import read_json
 
 CONFIG_NAME = "config.json"
 FORMAT_VERSION = 1
+# Far above what anybody uses, far below what takes all memory.
+_MAX_PIXELS = 8192
+_MAX_FILTER_SIZE = 255
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
-_MAX_CONFIG_BYTES = 16 * 2**20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,8 +42,9 @@ class Preprocessing:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
     def __post_init__(self):
-        _require(_is_size(self.resize), "preprocessing.resize", "a whole number of pixels >= 1", self.resize)
-        _require(_is_size(self.crop), "preprocessing.crop", "a whole number of pixels >= 1", self.crop)
+        pixels = f"a whole number of pixels from 1 to {_MAX_PIXELS}"
+        _require(_is_size(self.resize), "preprocessing.resize", pixels, self.resize)
+        _require(_is_size(self.crop), "preprocessing.crop", pixels, self.crop)
         _require(self.crop <= self.resize, "preprocessing.crop", f"at most resize ({self.resize})", self.crop)
         choices = "one of " + ", ".join(INTERPOLATIONS)
         _require(self.interpolation in INTERPOLATIONS, "preprocessing.interpolation", choices, self.interpolation)
@@ -123,6 +127,8 @@ class PretrainedConfig:
             pad_type=self.pad_type,
             **self.options,
         )
+        taps = resolved.filter_size or 1
+        _require(taps <= _MAX_FILTER_SIZE, "model", f"a network with at most {_MAX_FILTER_SIZE} taps", self.model)
         defaults = default_options(resolved.name)
         for name, value in self.options.items():
             default = defaults[name]
@@ -158,11 +164,9 @@ def read_config(directory: str | os.PathLike[str]) -> PretrainedConfig:
         raise FileNotFoundError(
             f"{path}: not found; give a directory that aa_flax.save_pretrained or convert_weights.py has written"
         )
-    if path.stat().st_size > _MAX_CONFIG_BYTES:
-        raise CheckpointError(f"{path}: larger than {_MAX_CONFIG_BYTES:,} bytes: not a configuration of this library")
     try:
-        content = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
+        content = read_json(path)
+    except ValueError as error:
         raise CheckpointError(f"{path}: not valid JSON: {error}") from error
     try:
         return _from_json(content)
@@ -215,11 +219,12 @@ def _require(condition: bool, name: str, expected: str, value: Any) -> None:
 
 
 def _is_size(value: Any) -> bool:
-    return type(value) is int and value >= 1
+    return type(value) is int and 1 <= value <= _MAX_PIXELS
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    # Comparing never overflows, as converting a whole number does.
+    return type(value) in (int, float) and -sys.float_info.max <= value <= sys.float_info.max
 
 
 def _is_like(value: Any, default: Any) -> bool:

@@ -166,6 +166,13 @@ def _load_directory(directory: Path, dtype: jax.typing.DTypeLike | None, pad_typ
             f"{path}: it was saved from {metadata['model'][:60]!r}, but {CONFIG_NAME} says {config.model!r}: "
             "they do not belong together, write the directory again"
         )
+    # Before anything is built: each block has tensors of its own.
+    blocks = sum(config.options.get("depths", ()))
+    if blocks > len(arrays):
+        raise CheckpointError(
+            f"{directory / CONFIG_NAME}: options.depths ask for {blocks:,} blocks, but {WEIGHTS_NAME} has "
+            f"{len(arrays):,} tensors: they do not belong together, write the directory again"
+        )
     stored_wide = any(array.dtype == np.float64 for array in arrays.values())
     default = jnp.float64 if stored_wide else jnp.float32
     compute = default if dtype is None else dtype

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from aa_flax.weights.json_file import read_json
+
 log = logging.getLogger(__name__)
 
 
@@ -46,7 +48,7 @@ class ArrayCache:
     def is_good(self) -> bool:
         """Whether every array is there with the bytes that were written."""
         try:
-            manifest = json.loads((self.directory / "manifest.json").read_text())
+            manifest = read_json(self.directory / "manifest.json")
             sums = manifest["sha256"].items()
             damaged = [name for name, sha in sums if file_sha256(self.path(name)) != sha]
         except FileNotFoundError:
