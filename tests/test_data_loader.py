@@ -199,7 +199,8 @@ def test_bad_training_images_are_replaced_named_and_counted_once(tmp_path: Path,
 @pytest.mark.parametrize("workers", [0, 1])
 def test_too_many_bad_images_stop_the_run(tmp_path: Path, workers: int):
     dataset = dataset_of(photos(tmp_path, 21, bad=(2, 9, 11)), max_bad_fraction=0.1)
-    with pytest.raises(CommandError, match=r"3 of 21 images are unreadable, more than the allowed share of 0\.1"):
+    message = r"3 of 21 images are unreadable, more than the share allowed by --data\.max-bad-fraction \(0\.1\)"
+    with pytest.raises(CommandError, match=message):
         first(train_batches(dataset, global_batch=7, seed=0, workers=workers), 6)
 
 

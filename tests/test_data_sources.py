@@ -275,6 +275,56 @@ def test_imagenet_folders_share_one_class_index(tmp_path: Path):
         open_dataset(DataConfig(dir=tmp_path))
 
 
+def told(caplog, root: Path, **options) -> list[str]:
+    caplog.clear()
+    open_dataset(DataConfig(dir=root, **options))
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_text_will_do_for_a_directory(tmp_path: Path):
+    for name in ("train/x/a.png", "train/y/a.png", "val/y/b.png"):
+        write_image(tmp_path / name)
+    assert open_dataset(DataConfig(dir=str(tmp_path))).class_names == ("x", "y")  # type: ignore[arg-type]
+
+
+def test_odd_classes_are_told(tmp_path: Path, caplog):
+    for name in ("train/x/a.png", "train/y/a.png", "val/x/b.png", "val/y/b.png"):
+        write_image(tmp_path / name)
+    assert told(caplog, tmp_path) == []
+    write_image(tmp_path / "train/z/a.png")
+    assert told(caplog, tmp_path) == [
+        "1 of 3 classes have training images, but none for validation: their accuracy is not measured: z"
+    ]
+    (tmp_path / "train/z/a.png").unlink()
+    write_image(tmp_path / "val/z/a.png")
+    assert told(caplog, tmp_path) == [
+        f"{tmp_path}/train: 1 of 3 class folders hold no images (.bmp .jpeg .jpg .pgm .png .ppm .tif .tiff .webp): z",
+        "1 of 3 classes have validation images, but none for training: they cannot be learned: z",
+    ]
+
+
+def test_one_class_and_one_that_outweighs_the_others_are_told(tmp_path: Path, caplog):
+    for name in ("one/train/x/a.png", "one/val/x/a.png", "two/train/x/a.png", "two/train/y/a.png", "two/val/y/a.png"):
+        write_image(tmp_path / name)
+    assert told(caplog, tmp_path / "one") == ["all training images are of one class, x: there is nothing to tell apart"]
+    for i in range(20):
+        write_image(tmp_path / f"two/val/x/{i}.png")
+    assert told(caplog, tmp_path / "two") == [
+        "95.2 % of the validation images are of one class, x: that is the accuracy of answering with it always"
+    ]
+
+
+def test_folders_named_by_numbers_are_told_to_sort_as_text(tmp_path: Path, caplog):
+    for name in ("0", "1", "2", "10"):
+        for split in ("train", "val"):
+            write_image(tmp_path / split / name / "a.png")
+    (line,) = told(caplog, tmp_path)
+    assert "classes in alphabetical order (0, 1, 10, 2), as in torchvision" in line
+    for split in ("train", "val"):
+        (tmp_path / split / "10").rename(tmp_path / split / "3")
+    assert told(caplog, tmp_path) == []
+
+
 def test_folders_option_counts_only_the_folders_that_exist(tmp_path: Path):
     for name in ("train/n15075141/a.png", "train/n01443537/a.png", "val/n15075141/b.png"):
         write_image(tmp_path / name)
@@ -290,6 +340,8 @@ def test_folders_option_counts_only_the_folders_that_exist(tmp_path: Path):
         ({}, "--data.dir is needed"),
         ({"dir": Path("/nowhere/imagenet")}, "/nowhere/imagenet/train does not exist"),
         ({"name": "cifar10", "dir": Path("/nowhere")}, "/nowhere does not exist"),
+        ({"name": "cifar10", "dir": "/nowhere"}, "/nowhere does not exist"),
+        ({"name": "flowers"}, "--data.name is 'flowers'; for photos of your own in .* it is imagenet, whatever"),
         ({"image_size": 0}, "--data.image-size is 0"),
         ({"workers": -1}, "--data.workers is -1"),
         ({"max_bad_fraction": 2.0}, "--data.max-bad-fraction is 2.0"),

@@ -248,6 +248,28 @@ def test_the_table_says_what_each_number_is(photos, weights, tmp_path, capsys):
     assert report["protocols"].keys() == {"accuracy", "crop", "diagonal", "worst"}
 
 
+def test_unbalanced_photos_have_their_accuracy_by_class(weights, tmp_path, capsys):
+    root, output = tmp_path / "photos", tmp_path / "report.json"
+    write_photos(root, 12)
+    for path in sorted((root / "b").iterdir())[1:]:
+        path.rename(root / "a" / path.name)
+    for path in sorted((root / "c").iterdir())[2:]:
+        path.rename(root / "a" / path.name)
+    command = ["evaluate", "--data", str(root), "--weights", str(weights), "--output", str(output)]
+    assert main([*command, "--protocols", "accuracy", "--batch-size", "16"]) == 0
+    report, printed = json.loads(output.read_text()), capsys.readouterr().out
+    right = np.array(report["per_image"]["accuracy"]["percent"])
+    labels = np.array(report["per_image"]["label"])
+    each = {name: float(right[labels == i].mean()) for i, name in enumerate("abc")}
+    assert report["classes"]["each"] == {
+        name: {"images": count, "top1": each[name]} for name, count in (("a", 9), ("b", 1), ("c", 2))
+    }
+    assert report["classes"]["majority"] == 75.0
+    assert report["classes"]["mean_top1"] == pytest.approx(np.mean(list(each.values())))
+    assert f"{np.mean(list(each.values())):.2f}" in printed.split("mean over classes")[1].split("\n")[0]
+    assert "75.00" in printed.split("always the most frequent class")[1].split("\n")[0]
+
+
 def test_crops_and_the_diagonal_are_kept(photos, weights, tmp_path):
     kept, story, output = tmp_path / "crops", tmp_path / "diagonal", tmp_path / "report.json"
     command = ["evaluate", "--data", str(photos.root), "--weights", str(weights), "--output", str(output)]
@@ -299,7 +321,7 @@ def test_hostile_photos_are_counted_not_dropped(weights, tmp_path, capsys):
     assert "a/text.jpg" not in report["per_image"]["file"]
     assert main([*command, "--max-unreadable", "0.05", "--output", str(tmp_path / "second.json")]) == 2
     error = capsys.readouterr().err
-    assert "1 of 13 images are unreadable" in error
+    assert "1 of 13 images are unreadable, more than the share allowed by --max-unreadable (0.05)" in error
     assert "Traceback" not in error
     assert not (tmp_path / "second.json").exists()
 

@@ -5,9 +5,11 @@ import math
 import numpy as np
 import pytest
 
+from train.config import NetworkConfig, TrainConfig
 from train.data import ArraySource
 from train.data.balance import majority_rate
-from train.symptoms import symptoms
+from train.session import abstract_network
+from train.symptoms import statistics_of_one_image, symptoms
 
 
 def told(loss: float, accuracy: float, consistency: float, classes: int = 10, majority: float | None = None) -> str:
@@ -33,3 +35,19 @@ def test_a_consistency_of_100_is_worth_nothing_with_one_answer():
 def test_the_share_of_the_most_frequent_class():
     labels = np.array([2, 0, 2, 2])
     assert majority_rate(ArraySource(np.zeros((4, 1, 1, 3), np.uint8), labels, "x")) == 75.0
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"batch": 1}, True),
+        ({"batch": 8, "accumulate": 8}, True),
+        ({"batch": 8, "bn_group": 1}, True),
+        ({"batch": 8, "accumulate": 4}, False),
+        ({"batch": 1, "net": NetworkConfig(frozen_bn=True)}, False),
+        ({"batch": 1, "model": "vgg11"}, False),
+    ],
+)
+def test_statistics_of_one_image(options, expected):
+    config = TrainConfig(**{"model": "resnet18", **options})
+    assert statistics_of_one_image(config, abstract_network(config, 3)) == expected

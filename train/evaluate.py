@@ -98,6 +98,7 @@ def run(config: Config) -> int:
         process_count=jax.process_count(),
         workers=config.workers,
         max_bad_fraction=config.max_unreadable,
+        max_bad_option="--max-unreadable",
     )
     failed: dict[str, str] = {}
     result = _score(config, fn, batches, protocols, preprocessing, photos, failed)

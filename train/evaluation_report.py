@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from aa_flax.consistency import Estimate, Result
 from aa_flax.weights.config import PretrainedConfig
 from train.data import ImageFolder
+from train.data.balance import is_unbalanced
 from train.data.cache import file_sha256
 from train.record import environment
 from train.scoring import Score
@@ -62,6 +64,7 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
         "model": pretrained.model,
         "images": len(score.index),
         **figures,
+        "classes": _by_class(evaluation),
         "consistency": {
             name: {"value": each.value, "stderr": _number(each.stderr)} for name, each in agreements.items()
         },
@@ -80,6 +83,56 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
             **environment(),
         },
     }
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Top-1 accuracy class by class.
+
+    Attributes:
+      images: photos of each class that was measured, by its index.
+      top1: accuracy of each, percent, by its index.
+    """
+
+    images: dict[int, int]
+    top1: dict[int, float]
+
+    @property
+    def mean(self) -> float:
+        """The mean over classes: every class counts the same."""
+        return sum(self.top1.values()) / len(self.top1)
+
+    @property
+    def majority(self) -> float:
+        """The accuracy of answering with the most frequent class always, percent."""
+        return 100 * max(self.images.values()) / sum(self.images.values())
+
+    @property
+    def unbalanced(self) -> bool:
+        """Whether one class has so many more photos than the others that the accuracy is its accuracy."""
+        return is_unbalanced(list(self.images.values()))
+
+
+def class_accuracies(evaluation: Evaluation) -> Classes | None:
+    """None where accuracy was not measured."""
+    accuracy = evaluation.score.results.get("accuracy")
+    if accuracy is None:
+        return None
+    labels = evaluation.photos.labels[evaluation.score.index]
+    found = [int(label) for label in np.unique(labels)]
+    return Classes(
+        images={label: int(np.sum(labels == label)) for label in found},
+        top1={label: float(np.mean(accuracy.per_image[labels == label])) for label in found},
+    )
+
+
+def _by_class(evaluation: Evaluation) -> dict[str, Any] | None:
+    classes = class_accuracies(evaluation)
+    if classes is None:
+        return None
+    names = evaluation.photos.class_names
+    each = {names[label]: {"images": count, "top1": classes.top1[label]} for label, count in classes.images.items()}
+    return {"mean_top1": classes.mean, "majority": classes.majority, "each": each}
 
 
 def _number(value: float) -> float | None:
@@ -128,6 +181,10 @@ def print_table(evaluation: Evaluation, console: Console) -> None:
             table.add_row(
                 title, f"{estimate.value:.2f}", "-" if math.isnan(estimate.stderr) else f"{estimate.stderr:.2f}"
             )
+    classes = class_accuracies(evaluation)
+    if classes is not None and classes.unbalanced:
+        table.add_row("top-1 accuracy, mean over classes", f"{classes.mean:.2f}", "-")
+        table.add_row("always the most frequent class", f"{classes.majority:.2f}", "-")
     console.print(table)
     left_out = evaluation.unreadable
     if left_out:

@@ -177,6 +177,7 @@ def measure(
         global_batch=whole_batch(settings.batch_size),
         workers=settings.workers,
         max_bad_fraction=settings.max_unreadable,
+        max_bad_option="--max-unreadable",
     )
     try:
         with jax.default_matmul_precision("highest"):

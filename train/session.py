@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from optax import GradientTransformation
 
@@ -20,6 +21,7 @@ from train.data.augment import augment
 from train.data.fingerprint import fingerprint
 from train.display import Display
 from train.distributed import Placement, is_lead
+from train.errors import CommandError
 from train.feed import DeviceFeed, Feed, LoaderFeed
 from train.initial import initial_network
 from train.interrupt import Interrupt
@@ -30,6 +32,7 @@ from train.record import plain
 from train.rundir import CHECKPOINTS, leave_record, may_continue
 from train.runlog import RunLog, read_scores
 from train.step import Prepare, StepOptions, TrainState, TrainStep, initial_state, make_train_step, split_model
+from train.symptoms import statistics_of_one_image
 from train.validation import Validator
 
 
@@ -118,6 +121,27 @@ def _prepare(config: TrainConfig, dataset: Dataset) -> Prepare:
     return prepare
 
 
+def _try_one_image(config: TrainConfig, dataset: Dataset, train_step: TrainStep, state: TrainState, say: Any) -> None:
+    """Says what is odd about BatchNorm over one image, and refuses it where that is a single value a channel.
+
+    Raises:
+        CommandError: the network's last maps are a single pixel.
+    """
+    side = dataset.preprocessing.crop
+    batch = {
+        "image": jax.ShapeDtypeStruct((config.batch, side, side, 3), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((config.batch,), jnp.int32),
+    }
+    try:
+        jax.eval_shape(train_step, state, batch)
+    except ValueError as error:
+        raise CommandError(f"BatchNorm over one image (--batch, --accumulate, --bn-group): {error}") from error
+    say(
+        "BatchNorm takes its statistics from one image at a time (--batch, --accumulate, --bn-group), and from all of "
+        "them in evaluation: take more images, or --net.frozen-bn with --init"
+    )
+
+
 def _starting_state(
     config: TrainConfig, dataset: Dataset, placement: Placement, checkpoints: Checkpoints, model: nnx.Module, say: Any
 ) -> tuple[TrainState, int]:
@@ -177,6 +201,8 @@ def open_session(
     model = abstract_network(config, dataset.num_classes)
     state, step = _starting_state(config, dataset, placement, checkpoints, model, display.say)
     train_step = _train_step(config, dataset, model, per_epoch)
+    if statistics_of_one_image(config, model):
+        _try_one_image(config, dataset, train_step, state, display.say)
     feed: Feed
     if config.on_device:
         feed = DeviceFeed(train_step, dataset, placement, batch=config.batch, seed=config.seed)

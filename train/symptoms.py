@@ -3,6 +3,11 @@
 import math
 from collections.abc import Mapping
 
+from flax import nnx
+
+from aa_flax.models.layers import BatchNorm, FrozenBatchNorm
+from train.config import TrainConfig
+
 # A loss within one percent of that of guessing has not moved: already the frequencies of the classes give more.
 UNMOVED = 0.01
 
@@ -33,3 +38,15 @@ def symptoms(loss: float, scores: Mapping[str, float], *, num_classes: int, majo
             f"images gives up to {constant:.2f}"
         )
     return lines
+
+
+def statistics_of_one_image(config: TrainConfig, model: nnx.Module) -> bool:
+    """Whether a network's BatchNorm sees a single image at a time in training.
+
+    Args:
+        config: the run's.
+        model: its network, which may be abstract.
+    """
+    images = config.bn_group or config.batch // config.accumulate
+    layers = (layer for _, layer in nnx.iter_modules(model) if isinstance(layer, BatchNorm))
+    return images == 1 and any(not isinstance(layer, FrozenBatchNorm) for layer in layers)

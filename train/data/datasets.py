@@ -3,12 +3,14 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+import tyro
 from PIL import Image
 
 from aa_flax.weights.config import Preprocessing
+from train.data.balance import remarks
 from train.data.cache import default_cache_directory
 from train.data.sources import ArraySource, ImageFolder, Source
 from train.errors import CommandError
@@ -16,16 +18,16 @@ from train.files import require_local_paths
 
 log = logging.getLogger(__name__)
 
-Name = Literal["imagenet", "cifar10", "digits", "synthetic", "tfds_imagenet2012", "tfds_cifar10"]
+NAMES = ("imagenet", "cifar10", "digits", "synthetic", "tfds_imagenet2012", "tfds_cifar10")
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """What to train on, and how its images are varied and loaded."""
 
-    name: Name = "imagenet"
-    """imagenet: a folder with train/CLASS/*.JPEG and val/CLASS/*.JPEG. cifar10: a tar of JPEG
-    files or its extracted folder. digits: scikit-learn's, nothing to download. synthetic: noise.
+    name: Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(NAMES)}}}")] = "imagenet"
+    """imagenet: any photos in folders, train/CLASS/*.JPEG and val/CLASS/*.JPEG. cifar10: a tar of
+    JPEG files or its extracted folder. digits: scikit-learn's, nothing to download. synthetic: noise.
     tfds_*: array_record files written by `python -m train prepare`."""
     dir: Path | None = None
     """Where the data lie; cifar10 also takes the tar file itself."""
@@ -55,6 +57,11 @@ class DataConfig:
                 # Text too, as everywhere in Python.
                 object.__setattr__(self, name, Path(path))
         require_local_paths(self, "--data.")
+        if self.name not in NAMES:
+            raise CommandError(
+                f"--data.name is {self.name!r}; for photos of your own in train/CLASS/*.jpg and val/CLASS/*.jpg it is "
+                f"imagenet, whatever the classes, otherwise one of {', '.join(NAMES[1:])}"
+            )
         if self.image_size is not None and self.image_size < 1:
             raise CommandError(f"--data.image-size is {self.image_size}; it must be at least 1")
         if self.workers < 0:
@@ -136,7 +143,10 @@ def open_dataset(config: DataConfig) -> Dataset:
     Raises:
       CommandError: data that are missing, empty or not what `config` says they are.
     """
-    return OPENERS[config.name](config)
+    dataset = OPENERS[config.name](config)
+    for remark in remarks(dataset.train, dataset.val, dataset.class_names):
+        log.warning("%s", remark)
+    return dataset
 
 
 def _directory(config: DataConfig) -> Path:

@@ -26,6 +26,8 @@ from train.errors import CommandError
 
 log = logging.getLogger(__name__)
 
+MAX_BAD_OPTION = "--data.max-bad-fraction"
+
 
 class BadImages:
     """Names unreadable images in the log, counts them, and stops when there are too many.
@@ -33,15 +35,16 @@ class BadImages:
     Args:
       source: where they come from.
       max_fraction: share of the source's images that may be unreadable.
+      option: the command's option that sets this share.
 
     Attributes:
       found: reason by name, in the order in which they were met.
     """
 
-    def __init__(self, source: Source, max_fraction: float) -> None:
+    def __init__(self, source: Source, max_fraction: float, option: str) -> None:
         self.found: dict[str, str] = {}
         self._source = source
-        self._max_fraction = max_fraction
+        self._max_fraction, self._option = max_fraction, option
         self._seen: set[int] = set()
 
     def add(self, records: np.ndarray) -> None:
@@ -60,8 +63,8 @@ class BadImages:
         if len(self._seen) > self._max_fraction * len(self._source):
             name, reason = next(iter(self.found.items()))
             raise CommandError(
-                f"{len(self._seen)} of {len(self._source)} images are unreadable, more than the "
-                f"allowed share of {self._max_fraction:g}; the first is {name} ({reason})"
+                f"{len(self._seen)} of {len(self._source)} images are unreadable, more than the share allowed by "
+                f"{self._option} ({self._max_fraction:g}); the first is {name} ({reason})"
             )
 
     def _reason(self, record: int) -> str:
@@ -179,7 +182,7 @@ def train_batches(
         process_count=process_count,
         stop_step=stop_step,
     )
-    bad = BadImages(dataset.train, dataset.max_bad_fraction)
+    bad = BadImages(dataset.train, dataset.max_bad_fraction, MAX_BAD_OPTION)
     workers = dataset.workers if workers is None else workers
     return Batches(_pipeline(steps, start_step, workers), bad)
 
@@ -216,6 +219,7 @@ def evaluation_batches(
     process_count: int = 1,
     workers: int = 0,
     max_bad_fraction: float = 0.01,
+    max_bad_option: str = MAX_BAD_OPTION,
 ) -> Batches:
     """One pass over a source in its order, every image exactly once.
 
@@ -229,6 +233,7 @@ def evaluation_batches(
       process_count: how many processes evaluate together.
       workers: loader processes.
       max_bad_fraction: share of the images that may be unreadable.
+      max_bad_option: the command's option that sets this share, for the message.
 
     Returns:
       batches {"image": (n, size, size, 3) uint8, "label": (n,) int32, "index": (n,) int64
@@ -245,7 +250,7 @@ def evaluation_batches(
         raise ValueError(f"size {size} is not between crop {preprocessing.crop} and resize {preprocessing.resize}")
     _check_share(global_batch, process_count)
     steps = ValSteps(source, preprocessing, size, global_batch, process_index, process_count)
-    return Batches(_pipeline(steps, 0, workers), BadImages(source, max_bad_fraction))
+    return Batches(_pipeline(steps, 0, workers), BadImages(source, max_bad_fraction, max_bad_option))
 
 
 def _check_share(global_batch: int, process_count: int) -> None:

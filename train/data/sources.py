@@ -120,16 +120,22 @@ class ImageFolder:
         if unknown:
             raise CommandError(
                 f"{root}: folder {unknown[0]!r} ({len(unknown)} such) is none of the "
-                f"{len(index)} classes, which are {_some(self.class_names)}"
+                f"{len(index)} classes, which are {some(self.class_names)}"
             )
-        files, labels = [], []
+        files, labels, empty = [], [], []
         for folder in folders:
             found = [os.fsencode(path) for path in _image_files(root, folder)]
             files += found
             labels += [index[folder]] * len(found)
+            empty += [] if found else [folder]
+        suffixes = " ".join(sorted(IMAGE_SUFFIXES))
         if not files:
-            suffixes = " ".join(sorted(IMAGE_SUFFIXES))
             raise CommandError(f"{root}: its class folders hold no images ({suffixes})")
+        if empty:
+            log.warning(
+                "%s: %d of %d class folders hold no images (%s): %s",
+                *(root, len(empty), len(folders), suffixes, some(empty)),
+            )
         # One block of bytes, not a million strings: it travels to every worker process.
         self._files = np.array(files)
         self.labels = np.array(labels, np.int32)
@@ -160,10 +166,18 @@ def default_class_names(folders: Sequence[str]) -> tuple[str, ...]:
             "%d of %d folders are ImageNet classes, %r is not: taking all in alphabetical order",
             *(known, len(folders), odd),
         )
-    return tuple(sorted(folders))
+    in_order = sorted(folders)
+    if all(folder.isdecimal() for folder in folders) and in_order != sorted(folders, key=int):
+        log.warning(
+            "folders named by numbers are classes in alphabetical order (%s), as in torchvision: class numbers are not "
+            "those of the names; write them with leading zeros for that",
+            some(in_order),
+        )
+    return tuple(in_order)
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """The first few of many names."""
     shown = ", ".join(names[:5])
     return f"{shown}, ..." if len(names) > 5 else shown
 
