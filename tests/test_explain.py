@@ -144,7 +144,7 @@ def test_names():
 
 
 def run(networks, picture, output, *options) -> int:
-    given = ["--model", "resnet18_plain", "--weights", str(networks["resnet18_plain"])]
+    given = ["--weights", str(networks["resnet18_plain"])]
     return main(["explain", *given, "--image", str(picture), "--output", str(output), *options])
 
 
@@ -232,6 +232,12 @@ def test_bad_options_are_one_line(options, message, networks, picture, tmp_path,
     assert last.startswith("error: ")
     assert message in last
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_of_tensors_needs_the_networks_name(networks, picture, tmp_path, capsys):
+    file = networks["resnet18_plain"] / "model.safetensors"
+    assert run(networks, picture, tmp_path / "out", "--weights", str(file)) == 2
+    assert f"error: {file} does not say which network it is of: give --model" in capsys.readouterr().err
 
 
 def test_a_file_that_is_no_photo(networks, tmp_path, capsys):

@@ -212,11 +212,12 @@ def test_two_networks_of_one_compiled_function_keep_their_own_facts(tmp_path, ne
         assert loaded.provenance.config.license == f"licence {n}"
 
 
-def test_published_weights_keep_their_licence(tmp_path, network, monkeypatch):
+def test_published_weights_keep_their_licence(tmp_path, monkeypatch):
     entry = catalog.find("mobilenet_v2_lpf3")
     monkeypatch.setattr(catalog, "fetch", lambda spec: tmp_path / "x.pth")
     monkeypatch.setattr(torch_reader, "read_torch_checkpoint", lambda path: {})
-    monkeypatch.setattr(mapping, "convert_state_dict", lambda *_, **__: random_network())
+    network = random_network(num_classes=1000, width_mult=1.0)
+    monkeypatch.setattr(mapping, "convert_state_dict", lambda *_, **__: network)
     config = read_config(save_pretrained(load_pretrained("mobilenet_v2_lpf3"), tmp_path / "a"))
     assert (config.license, config.metrics) == ("CC BY-NC-SA 4.0", {"published": entry.metrics["published"]})
     assert config.source == {"url": entry.url, "published": "mobilenet_v2_lpf3", "training": entry.training}

@@ -311,6 +311,34 @@ def test_statistics_that_are_no_images_are_told_and_taken_anew(tmp_path, never_t
 
 
 @pytest.mark.usefixtures("small_network")
+def test_what_the_weights_said_goes_through_every_step(tmp_path, never_trained, capsys):
+    """Licence and origin into the export and on, the classifier in the order of the data's classes."""
+    names = [f"class{i}" for i in reversed(range(10))]
+    before = load_pretrained(never_trained)
+    source = {"file": "x.pth"}
+    given = save_pretrained(before, tmp_path / "given", class_names=names, license="CC BY-NC-SA 4.0", source=source)
+    words = [*IN_PROCESS, "--init", str(given), "--optim.lr", "1e-9", "--optim.weight-decay", "0"]
+    assert main([*words, "--run-dir", str(tmp_path / "run")]) == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert "images of mean 0.485, 0.456, 0.406, the data are prepared with 0.5, 0.5, 0.5: training has to undo" in told
+    assert "its classes in another order: its classifier is put into that of the data" in told
+    kernel = final_arrays(tmp_path / "run")["params.classifier.kernel"]
+    np.testing.assert_allclose(kernel, before.classifier.kernel[...][:, ::-1], atol=1e-6)
+    # The weights may be gone by now.
+    shutil.rmtree(given)
+    assert main(["export", str(tmp_path / "run"), "--output", str(tmp_path / "out"), "--license", "MIT"]) == 0
+    assert "licence CC BY-NC-SA 4.0: inherited" in capsys.readouterr().out
+    config = read_config(tmp_path / "out")
+    parent = {"model": "mobilenet_v2_lpf3", "license": "CC BY-NC-SA 4.0", "source": source}
+    assert (config.license, config.source["parents"], config.source["data"]) == (
+        "CC BY-NC-SA 4.0",
+        [parent],
+        "synthetic",
+    )
+    assert read_config(save_pretrained(load_pretrained(tmp_path / "out"), tmp_path / "again")) == config
+
+
+@pytest.mark.usefixtures("small_network")
 def test_frozen_normalisations_stay_as_they_are(tmp_path, never_trained, capsys):
     words = [*IN_PROCESS, "--init", str(never_trained), "--net.frozen-bn"]
     assert main([*words, "--run-dir", str(tmp_path / "run")]) == 0

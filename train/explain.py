@@ -30,10 +30,11 @@ FILES = ("probabilities.png", "shifts.png", "shift.gif", "explain.json")
 class Config:
     """Show what a network predicts for one photo under every small shift."""
 
-    model: str
-    """Which network, e.g. mobilenet_v2_plain."""
     weights: Path
-    """Its weights: a directory that convert_weights.py has written, or a PyTorch file."""
+    """Weights of a network: a directory that convert_weights.py or `python -m train export` has written, or a PyTorch
+    file."""
+    model: str | None = None
+    """Which network, e.g. mobilenet_v2_plain; needed for a PyTorch file alone."""
     image: Path
     """The photo."""
     output: Path

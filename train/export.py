@@ -13,7 +13,9 @@ from aa_flax.printable import printable
 from aa_flax.weights.store import Preprocessing, save_pretrained
 from train.checkpoint import Checkpoints, quiet_storage_library
 from train.config import TrainConfig
+from train.data.wnids import imagenet_wnids
 from train.errors import CommandError
+from train.licences import licence_of
 from train.record import FILE_NAME, Record, read_record
 from train.rundir import CHECKPOINTS, has_checkpoints
 from train.runlog import read_scores
@@ -59,6 +61,8 @@ def run(config: Config) -> int:
         raise CommandError(f"{config.run} has no checkpoint yet: there is nothing to export")
     step, model, ema = load_network(config.run, record, checkpoint=config.checkpoint, weights=config.weights)
     dataset = record.dataset
+    parents = [record.parent] if record.parent else []
+    licence, note = licence_of(config.license, [parent.get("license") for parent in parents])
     try:
         save_pretrained(
             model,
@@ -67,13 +71,14 @@ def run(config: Config) -> int:
             class_names=dataset["class_names"],
             source={
                 "trained_by": "python -m train fit",
-                "data": dataset["name"],
+                "data": data_name(record),
                 "preset": record.config.preset,
                 "step": step,
                 "weights": "ema" if ema else "raw",
                 "git": record.environment.get("git"),
+                **({"parents": parents} if parents else {}),
             },
-            license=config.license,
+            license=licence,
             metrics=read_scores(config.run).get(step, {}),
             overwrite=config.overwrite,
         )
@@ -81,8 +86,18 @@ def run(config: Config) -> int:
         raise CommandError(f"--output {config.output}: {error}") from error
     kind = "moving average" if ema else "weights"
     print(printable(f"{config.output}: {record.config.model}, {kind} of step {step:,}"))
+    if note:
+        print(printable(note))
     print(f"use it: aa_flax.load_pretrained({str(config.output)!r})")
     return 0
+
+
+def data_name(record: Record) -> str:
+    """What the training images are called; folders of other classes than ImageNet's by their directory."""
+    name, directory = record.dataset["name"], record.config.data.dir
+    if name == "imagenet" and directory is not None and not set(record.dataset["class_names"]) <= set(imagenet_wnids()):
+        return directory.expanduser().absolute().name
+    return name
 
 
 def load_network(

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from aa_flax.weights import catalog
+from aa_flax.weights.config import read_config
+from aa_flax.weights.provenance import as_parent
 from aa_flax.weights.store import WEIGHTS_NAME
 from train.config import TrainConfig
 from train.data.cache import file_sha256
@@ -20,6 +23,17 @@ def weights_digest(init: str | None) -> str | None:
     """
     file = Path(init or "") / WEIGHTS_NAME
     return file_sha256(file) if init and file.is_file() else None
+
+
+def parent_of(init: str | None) -> dict[str, Any] | None:
+    """Model, licence and source of the weights that a run starts from; None for fresh ones.
+
+    Args:
+        init: `--init`: a directory, or the name of a published network.
+    """
+    if init is None:
+        return None
+    return as_parent(read_config(init) if Path(init).is_dir() else catalog.find(init).config)
 
 
 def under_the_same_paths(old: Record, config: TrainConfig, dataset: dict[str, Any]) -> TrainConfig:

@@ -19,23 +19,25 @@ class OpenedNetwork:
     config: PretrainedConfig
 
 
-def open_network(path: Path, spec: str) -> OpenedNetwork:
+def open_network(path: Path, spec: str | None = None) -> OpenedNetwork:
     """Reads a directory of `convert_weights.py` or `save_pretrained`, or a PyTorch checkpoint.
 
     Args:
         path: the directory or the file.
-        spec: which network it is, such as "resnet50_lpf4"; a directory must agree.
+        spec: which network it is, such as "resnet50_lpf4"; a directory says so itself, and must agree.
 
     Raises:
         CommandError: an unknown network, nothing there, a broken file, weights of another network.
     """
     try:
-        wanted = str(resolve_spec(spec))
+        wanted = None if spec is None else str(resolve_spec(spec))
         if not path.is_dir():
+            if spec is None or wanted is None:
+                raise CommandError(f"{path} does not say which network it is of: give --model, such as resnet50_lpf4")
             model = convert_state_dict(read_torch_checkpoint(path), spec, what=str(path))
             return OpenedNetwork(model, PretrainedConfig(model=wanted, source={"file": path.name}))
         config = read_config(path)
-        if str(config.spec()) != wanted:
+        if wanted is not None and str(config.spec()) != wanted:
             raise CommandError(
                 f"{path} holds {config.model}, not {wanted}: give its directory, or ask for {config.model}"
             )

@@ -53,12 +53,14 @@ class Record:
         dataset: what the data turned out to be: classes, preprocessing, images, steps in an epoch.
         environment: versions, devices and source revision of the last start.
         init: SHA-256 of the weights that it started from, where they were a directory.
+        parent: model, licence and source of the weights that it started from.
     """
 
     config: TrainConfig
     dataset: dict[str, Any]
     environment: dict[str, Any]
     init: str | None = None
+    parent: dict[str, Any] | None = None
 
 
 def write_record(path: Path, record: Record) -> None:
@@ -72,6 +74,7 @@ def write_record(path: Path, record: Record) -> None:
         "dataset": record.dataset,
         "environment": record.environment,
         "init": record.init,
+        "parent": record.parent,
     }
     write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
 
@@ -96,6 +99,7 @@ def read_record(path: Path) -> Record:
         dataset=content.get("dataset", {}),
         environment=content.get("environment", {}),
         init=content.get("init"),
+        parent=content.get("parent"),
     )
 
 

@@ -11,7 +11,7 @@ from train.agreement import prove_shared, together
 from train.config import TrainConfig
 from train.distributed import is_lead
 from train.errors import CommandError
-from train.inputs import data_changes, under_the_same_paths, weights_digest
+from train.inputs import data_changes, parent_of, under_the_same_paths, weights_digest
 from train.record import FILE_NAME, Record, differences, environment, read_record, write_record
 
 CHECKPOINTS = "checkpoints"
@@ -136,5 +136,6 @@ def leave_record(run_dir: Path, config: TrainConfig, dataset: dict[str, Any]) ->
     if is_lead():
         path = run_dir / FILE_NAME
         # A run that goes on started from what it started from.
-        init = read_record(path).init if has_checkpoints(run_dir) and path.exists() else weights_digest(config.init)
-        write_record(path, Record(config=config, dataset=dataset, environment=environment(), init=init))
+        old = read_record(path) if has_checkpoints(run_dir) and path.exists() else None
+        init, parent = (old.init, old.parent) if old else (weights_digest(config.init), parent_of(config.init))
+        write_record(path, Record(config=config, dataset=dataset, environment=environment(), init=init, parent=parent))

@@ -159,7 +159,7 @@ def _starting_state(
             say(f"{line}; set aside")
         say(f"continuing from step {restored.step:,}")
         return restored.state, restored.step
-    network = together(lambda: initial_network(config, dataset.num_classes))
+    network = together(lambda: initial_network(config, dataset))
     if jax.process_count() > 1:
         crc = zlib.crc32(json.dumps([describe(x) for x in jax.tree.leaves(split_model(network)[1:])]).encode())
         require_same({"the checksum of the initial weights": f"{crc:08x}"}, "Give all of them the same --init")

@@ -16,7 +16,8 @@ from importlib import resources
 from pathlib import Path
 
 from aa_flax.local_paths import local_path
-from aa_flax.models.registry import parse_spec
+from aa_flax.models.registry import parse_spec, resolve_spec
+from aa_flax.weights.config import PretrainedConfig
 
 Progress = Callable[[int, int | None], None]
 
@@ -72,6 +73,12 @@ class Published:
     def metrics(self) -> dict[str, dict[str, float]]:
         """The published figures, as `config.json` has them."""
         return {"published": {"top1": self.top1, "consistency": self.consistency}}
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """What `config.json` says of the converted checkpoint."""
+        spec = resolve_spec(self.spec)
+        return PretrainedConfig.of(spec, source=self.source, license=self.license, metrics=self.metrics)
 
     @property
     def file_name(self) -> str | None:

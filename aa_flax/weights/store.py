@@ -204,14 +204,7 @@ def _load_published(spec: str, dtype: jax.typing.DTypeLike | None, pad_type: str
     compute = jnp.float32 if dtype is None else dtype
     state, pad = read_torch_checkpoint(path), "reflect" if pad_type is None else pad_type
     model = mapping.convert_state_dict(state, spec, what=str(path), dtype=compute, pad_type=pad)
-    entry = catalog.find(spec)
-    known = PretrainedConfig.of(
-        _spec(model),
-        source=entry.source,
-        license=entry.license,
-        metrics=entry.metrics if pad == "reflect" else {},
-    )
-    model.provenance = Provenance(known, digest(_arrays(model)))
+    model.provenance = Provenance(catalog.find(spec).config, digest(_arrays(model)))
     return model
 
 
