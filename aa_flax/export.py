@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from aa_flax import platforms as known
+from aa_flax.axes import per_axis
 from aa_flax.local_paths import local_path
 from aa_flax.models.base import ModelSpec
 from aa_flax.weights.errors import CheckpointError
@@ -109,7 +110,7 @@ def export(
     channels = in_channels or (spec.in_channels if isinstance(spec, ModelSpec) else None)
     if channels is None:
         raise ValueError(f"in_channels is needed to export {type(model).__name__}, which has no spec")
-    height, width = _height_and_width(image_size)
+    height, width = per_axis("image_size", image_size, 2)
     _check_batch(batch)
     graphdef, noise, state = nnx.split(model, nnx.RngState, ..., graph=True)
     arrays = _arrays(state)
@@ -146,13 +147,6 @@ def _check_batch(batch: str | int) -> None:
     if batch.isidentifier() if isinstance(batch, str) else batch >= 1:
         return
     raise ValueError(f"batch must be a name such as 'b' or a whole number >= 1, got {batch!r}")
-
-
-def _height_and_width(image_size: int | tuple[int, int]) -> tuple[int, int]:
-    sizes = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    if len(sizes) != 2 or not all(isinstance(n, int) and n >= 1 for n in sizes):
-        raise ValueError(f"image_size must be one or two numbers of pixels >= 1, got {image_size!r}")
-    return sizes
 
 
 def load_exported(directory: str | os.PathLike[str]) -> ExportedNetwork:

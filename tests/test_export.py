@@ -176,7 +176,7 @@ def test_misuse(tmp_path, monkeypatch):
         ({"platforms": ("cpu", "gpu")}, r"platforms must be .*, got \('cpu', 'gpu'\)"),
         ({"batch": "a b"}, "batch must be a name such as 'b' or a whole number >= 1, got 'a b'"),
         ({"batch": 0}, "batch must be .*, got 0"),
-        ({"image_size": "large"}, "image_size must be one or two numbers of pixels >= 1, got 'large'"),
+        ({"image_size": "large"}, "image_size must be a whole number >= 1 or 2 of them, .* got 'large'"),
         ({"image_size": (16, 0)}, r"image_size must be .*, got \(16, 0\)"),
     ):
         with pytest.raises(ValueError, match=message):

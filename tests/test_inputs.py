@@ -162,6 +162,17 @@ def test_other_numbers_are_refused_in_one_line(name):
             shape_of((ARGUMENTS | NUMBERS_ONLY)[name], value)
 
 
+def test_surgery_and_export_take_numpys_numbers(tmp_path):
+    model = nnx.Sequential(nnx.Conv(2, 2, (3, 3), 2, rngs=nnx.Rngs(0)))
+    first, second = (aa_flax.antialias(model, filter_size=k, first=True)[0] for k in (3, np.int64(3)))
+    np.testing.assert_array_equal(first(MAP), second(MAP))
+    with pytest.raises(ValueError, match="filter_size must be a whole number >= 1, got 3"):
+        aa_flax.antialias(model, filter_size=3.0)
+    for size in (np.int64(6), np.array([6, 6])):
+        written = aa_flax.export(model, tmp_path / "x", in_channels=2, image_size=size, platforms=("cpu",))
+        np.testing.assert_allclose(aa_flax.load_exported(written)(MAP), model(MAP), rtol=1e-6)
+
+
 def test_means_of_whole_numbers_are_refused():
     x = jnp.ones((1, 4, 4, 1), jnp.uint8)
     for name, call in (

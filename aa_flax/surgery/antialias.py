@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from aa_flax import blurpool
+from aa_flax.axes import whole_number
 from aa_flax.downsample import Downsample
 from aa_flax.models import registry
 from aa_flax.models.base import Network
@@ -104,6 +105,7 @@ def antialias(
             that ``where`` asks for, and slots or classes that do not fit the network.
     """
     _check_model(model)
+    filter_size = whole_number("filter_size", filter_size)
     plan = Plan(
         filter_size=filter_size,
         pad_type=None if pad_type is None else blurpool.canonical_pad_type(pad_type),
@@ -133,7 +135,6 @@ def antialias(
 
 
 def _check_plan(plan: Plan) -> None:
-    blurpool.binomial_filter(plan.filter_size)
     check_slots(plan.slots)
     if plan.place not in get_args(Place):
         raise ValueError(f"place must be one of {', '.join(get_args(Place))}, got {plan.place!r}")
