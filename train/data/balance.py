@@ -35,7 +35,9 @@ def remarks(train: Source, val: Source, class_names: Sequence[str]) -> list[str]
     lines = []
     present = np.flatnonzero(trained)
     if len(present) == 1:
-        lines.append(f"all training images are of one class, {class_names[int(present[0])]}: there is nothing to tell apart")
+        lines.append(
+            f"all training images are of one class, {class_names[int(present[0])]}: there is nothing to tell apart"
+        )
     for which, missing in (
         ("training images, but none for validation: their accuracy is not measured", (trained > 0) & (measured == 0)),
         ("validation images, but none for training: they cannot be learned", (trained == 0) & (measured > 0)),
