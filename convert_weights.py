@@ -25,6 +25,7 @@ from aa_flax.printable import accept_any_text, printable
 from aa_flax.weights import catalog
 from aa_flax.weights.abstract import abstract_model
 from aa_flax.weights.config import INTERPOLATIONS, Preprocessing, PretrainedConfig, read_config
+from aa_flax.weights.identity import spec_of
 from aa_flax.weights.input_channels import with_input_channels
 from aa_flax.weights.json_file import parse_json
 from aa_flax.weights.mapping import (
@@ -325,7 +326,7 @@ def print_summary(
     options: argparse.Namespace,
 ) -> None:
     """What was converted and what to do with it."""
-    spec = model.spec
+    spec = spec_of(model, "convert_weights.py")
     counted = [
         (v.size, "statistics" if p.endswith((".mean", ".var")) else "parameters") for p, v in variables(model).items()
     ]

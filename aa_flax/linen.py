@@ -14,8 +14,9 @@ from flax import linen, nnx
 from flax.traverse_util import flatten_dict
 
 from aa_flax.models.base import ModelSpec, Network
-from aa_flax.models.registry import build_model, resolve_spec
-from aa_flax.weights.abstract import abstract_model
+from aa_flax.models.registry import build_model, common_options, resolve_spec
+from aa_flax.weights.abstract import build_abstract
+from aa_flax.weights.identity import spec_of
 from aa_flax.weights.variables import listing
 
 Dtype = jax.typing.DTypeLike
@@ -100,7 +101,7 @@ class LinenNetwork(linen.Module):
         # as one likes will do.
         train = (self.train if train is None else train) and not self.is_initializing()
         graphdef, abstract = _abstract(self.spec, self.dtype, self.param_dtype)
-        updates = train and bool(abstract["batch_stats"]) and not dict(self.spec.options).get("frozen_bn")
+        updates = train and bool(abstract["batch_stats"]) and not common_options(self.spec).frozen_bn
         if updates and not self.is_mutable_collection("batch_stats"):
             raise ValueError(
                 "training updates the batch statistics: call apply(..., mutable=['batch_stats']) and keep what it "
@@ -143,11 +144,9 @@ def from_nnx(model: Network, *, train: bool = False) -> tuple[LinenNetwork, dict
         The module, and its variables for ``apply``: the arrays of the model, not copies.
 
     Raises:
-        ValueError: if the model has no spec, for instance after an :func:`aa_flax.antialias` that no spec describes.
+        ValueError: if no spec builds the model, for instance after an :func:`aa_flax.antialias` that none describes.
     """
-    spec = getattr(model, "spec", None)
-    if not isinstance(spec, ModelSpec):
-        raise ValueError(f"from_nnx needs a network of aa_flax.create_model, got {type(model).__name__} without a spec")
+    spec = spec_of(model, "linen.from_nnx")
     conv = next(m for _, m in nnx.iter_modules(model, graph=True) if isinstance(m, nnx.Conv))
     module = LinenNetwork(spec, train, conv.dtype or jnp.float32, conv.param_dtype)
     return module, {name: tree for name, tree in _trees(model).items() if tree}
@@ -170,15 +169,7 @@ def to_nnx(module: LinenNetwork, variables: Mapping[str, Any]) -> Network:
 @functools.lru_cache(maxsize=64)
 def _abstract(spec: ModelSpec, dtype: Dtype, param_dtype: Dtype) -> tuple[Any, dict[str, Any]]:
     """The network's static part, and its variables as shapes and dtypes."""
-    model = abstract_model(
-        str(spec),
-        num_classes=spec.num_classes,
-        in_channels=spec.in_channels,
-        pad_type=spec.pad_type,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        **dict(spec.options),
-    )
+    model = build_abstract(spec, dtype=dtype, param_dtype=param_dtype)
     return nnx.graphdef(model), _trees(model)
 
 

@@ -65,7 +65,7 @@ def test_output_stride_by_dilation(stride, sizes):
 
 
 def test_misuse():
-    with pytest.raises(ValueError, match="output_stride must be 8, 16 or 32, got 4"):
+    with pytest.raises(ValueError, match="output_stride must be one of 8, 16, 32, got 4"):
         abstract_model("resnet50", output_stride=4)
     with pytest.raises(ValueError, match="give output_stride or replace_stride_with_dilation, not both"):
         abstract_model("resnet50", output_stride=8, replace_stride_with_dilation=(False, False, True))

@@ -242,7 +242,7 @@ BAD_CONFIGS = [
     ({"pad_type": "mirror"}, "mirror"),
     ({"options": []}, "options must be a dictionary"),
     ({"options": {"width": 2}}, "no option 'width'"),
-    ({"options": {"width_mult": "wide"}}, "options.width_mult must be of the kind of 1.0, got 'wide'"),
+    ({"options": {"width_mult": "wide"}}, "width_mult must be of the kind of 1.0, got 'wide'"),
     ({"options": {"width_mult": -0.5}}, "config.json: its options make no network"),
     ({"options": {"num_classes": 3}}, "num_classes"),
     ({"preprocessing": None}, "preprocessing must be a JSON object"),

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from aa_flax.models.base import Network
 from aa_flax.weights.config import Preprocessing
+from aa_flax.weights.identity import spec_of
 from aa_flax.weights.store import load_pretrained
 from aa_flax.weights.variables import variables
 from train.config import TrainConfig, create_network
@@ -42,9 +43,10 @@ def initial_network(config: TrainConfig, dataset: Dataset) -> Network:
     except (ValueError, OSError) as error:
         raise CommandError(f"--init {config.init}: {' '.join(str(error).split())}") from error
     found, wanted = variables(source), variables(model)
-    if not config.new_head and source.spec.num_classes != num_classes:
+    classes = spec_of(source, "fit --init").num_classes
+    if not config.new_head and classes != num_classes:
         raise CommandError(
-            f"--init {config.init} has {source.spec.num_classes} classes, the data have {num_classes}: "
+            f"--init {config.init} has {classes} classes, the data have {num_classes}: "
             "add --new-head to start the classifier afresh"
         )
     kept = {name: v for name, v in wanted.items() if not (config.new_head and name.startswith(HEADS))}

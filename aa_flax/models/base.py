@@ -42,12 +42,15 @@ class Network(nnx.Module):
     head. Callers come in by the others, which let nothing but images through.
 
     Attributes:
-        spec: what :func:`aa_flax.create_model` built it from.
+        spec: what builds the network again, :func:`aa_flax.create_model` and every function that changes a network
+            see to it; None where a function made of it what no spec describes.
+        changed_by: the function that did.
         first_conv: the attribute that reads the images, such as ``stem.conv``.
         provenance: what is known of its weights, set by :func:`aa_flax.load_pretrained`; None for fresh ones.
     """
 
-    spec: ModelSpec
+    spec: ModelSpec | None = None
+    changed_by: str = ""
     provenance: Any = None
 
     first_conv: ClassVar[str | None] = None

@@ -3,16 +3,19 @@
 import dataclasses
 import difflib
 import fnmatch
+import math
 import re
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from aa_flax.blurpool import canonical_pad_type
 from aa_flax.models import alexnet, densenet, mobilenet, resnet, vgg
 from aa_flax.models.base import ModelSpec, Network
+from aa_flax.models.folding import fold
 from aa_flax.models.layers import Builder
 
 DEFAULT_FILTER_SIZE = 4
@@ -27,9 +30,18 @@ _FAMILIES = (
 MODELS: dict[str, tuple[Any, Any]] = {
     name: (family, config) for family, configs in _FAMILIES for name, config in configs.items()
 }
-# Options of every network, which decide what its layers are made of.
-COMMON_OPTIONS: dict[str, Any] = {"downsample": "blur", "circular": False, "frozen_bn": False}
-DOWNSAMPLES = ("blur", "aps", "ddac", "ideal")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CommonOptions:
+    """Options of every network, which decide what its layers are made of; see :func:`create_model`."""
+
+    downsample: Literal["blur", "aps", "ddac", "ideal"] = "blur"
+    circular: bool = False
+    frozen_bn: bool = False
+    folded_bn: bool = False
+
+
 _DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64)
 
 
@@ -70,15 +82,57 @@ def parse_spec(spec: str) -> tuple[str, int | None]:
 
 def default_options(name: str) -> dict[str, Any]:
     """The options of one network and their values where none is given."""
-    config = MODELS[name][1]
-    return COMMON_OPTIONS | {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    rows = (CommonOptions(), MODELS[name][1])
+    return {field.name: getattr(row, field.name) for row in rows for field in dataclasses.fields(row)}
 
 
-def _check_counts(option: str, value: Any) -> None:
-    """Depths, widths and groups count something: zero or less makes no network, or one that divides by zero."""
+def common_options(spec: ModelSpec) -> CommonOptions:
+    """The options of a network that every network has."""
+    return _with_options(CommonOptions(), spec)
+
+
+def config_of(spec: ModelSpec) -> Any:
+    """The configuration of a network within its family (``model.config``)."""
+    return _with_options(MODELS[spec.name][1], spec)
+
+
+def _with_options(row: Any, spec: ModelSpec) -> Any:
+    names = [field.name for field in dataclasses.fields(row)]
+    return dataclasses.replace(row, **{k: v for k, v in spec.options if k in names})
+
+
+def with_options(spec: ModelSpec, **options: Any) -> ModelSpec:
+    """The spec with some of its options changed; takes what has been checked."""
+    known = default_options(spec.name)
+    merged = dict(spec.options) | options
+    return dataclasses.replace(spec, options=tuple(sorted((k, v) for k, v in merged.items() if v != known[k])))
+
+
+def _plain(value: Any) -> Any:
+    """JSON has lists where the configurations have tuples, and NumPy numbers of its own."""
+    if isinstance(value, list | tuple):
+        return tuple(map(_plain, value))
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _check_option(name: str, option: str, value: Any, default: Any) -> None:
+    """Refuses what is of another type or length than the option's default, is no choice, or makes no network."""
+    kinds = get_type_hints(CommonOptions) | get_type_hints(type(MODELS[name][1]))
+    choices = get_args(kinds[option]) if get_origin(kinds[option]) is Literal else ()
+    if choices and not any(_is_like(value, choice) and value == choice for choice in choices):
+        raise ValueError(f"{option} must be one of {', '.join(map(str, choices))}, got {value!r}")
+    if not _is_like(value, default) or value in (math.inf, -math.inf) or value != value:
+        raise ValueError(f"{option} must be of the kind of {default!r}, got {value!r}")
+    # Depths, widths and groups count something: zero or less makes no network, or one that divides by zero.
     for count in value if isinstance(value, tuple) else (value,):
         if isinstance(count, int) and not isinstance(count, bool) and count < 1:
             raise ValueError(f"{option}={value!r}: makes no network, whole numbers must be at least 1")
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    if isinstance(default, tuple):
+        return isinstance(value, tuple) and len(value) == len(default) and all(map(_is_like, value, default))
+    return type(value) is type(default) or (type(default) is float and type(value) is int)
 
 
 def resolve_spec(
@@ -97,6 +151,7 @@ def resolve_spec(
         ValueError: for values that make no network.
     """
     name, taps = parse_spec(spec)
+    filter_size, num_classes, in_channels = map(_plain, (filter_size, num_classes, in_channels))
     if filter_size is not None:
         if spec != name and filter_size != taps:
             raise ValueError(f"filter_size={filter_size} contradicts {spec!r}: give one of them")
@@ -110,14 +165,11 @@ def resolve_spec(
     for option in options:
         if option not in known:
             raise TypeError(f"{name} has no option {option!r}; it has {', '.join(known)}")
-    if options.get("downsample", "blur") not in DOWNSAMPLES:
-        raise ValueError(f"downsample must be one of {', '.join(DOWNSAMPLES)}, got {options['downsample']!r}")
+    given = {option: _plain(value) for option, value in options.items()}
+    for option, value in given.items():
+        _check_option(name, option, value, known[option])
     if taps is None and options.get("downsample", "blur") != "blur":
         raise ValueError(f"{spec!r} has no blur for downsample={options['downsample']!r} to stand in for")
-    # JSON has lists where the configurations have tuples.
-    given = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
-    for option, value in given.items():
-        _check_counts(option, value)
     return ModelSpec(
         name=name,
         filter_size=taps,
@@ -140,20 +192,28 @@ def build_model(
         if jnp.dtype(value) not in [jnp.dtype(d) for d in _DTYPES]:
             names = ", ".join(jnp.dtype(d).name for d in _DTYPES)
             raise ValueError(f"{argument} must be one of {names}, got {jnp.dtype(value).name}")
-    family, config = MODELS[spec.name]
-    common: dict[str, Any] = COMMON_OPTIONS | {k: v for k, v in spec.options if k in COMMON_OPTIONS}
+    common = common_options(spec)
     build = Builder(
         filter_size=spec.filter_size,
         pad_type=spec.pad_type,
         dtype=dtype,
         param_dtype=param_dtype,
+        downsample=common.downsample,
+        circular=common.circular,
+        frozen_bn=common.frozen_bn,
         rngs=rngs,
-        **common,
     )
-    config = dataclasses.replace(config, **{k: v for k, v in spec.options if k not in COMMON_OPTIONS})
-    model = family(config, num_classes=spec.num_classes, in_channels=spec.in_channels, build=build)
+    family = MODELS[spec.name][0]
+    model = family(config_of(spec), num_classes=spec.num_classes, in_channels=spec.in_channels, build=build)
+    if common.folded_bn:
+        model = fold(model, example_of(spec))
     model.spec = spec
     return model
+
+
+def example_of(spec: ModelSpec) -> jax.ShapeDtypeStruct:
+    """Images that a network takes, for functions that trace it."""
+    return jax.ShapeDtypeStruct((1, 224, 224, spec.in_channels), jnp.float32)
 
 
 def create_model(
@@ -185,7 +245,8 @@ def create_model(
         **options: the family's own, each an attribute of its configuration, such as ``pool_only``, and for every
             network ``downsample`` (what subsamples: ``blur``, ``aps``, ``ddac`` or ``ideal``, see
             :mod:`aa_flax.downsample`), ``circular`` (convolutions and pools see a map that goes on at its other
-            side) and ``frozen_bn`` (running statistics in every mode, no gradient for scale and bias).
+            side), ``frozen_bn`` (running statistics in every mode, no gradient for scale and bias) and ``folded_bn``
+            (convolutions with a bias in place of the normalisations after them, see :func:`aa_flax.fold_batchnorm`).
 
     Raises:
         TypeError: for an option that the family does not have.

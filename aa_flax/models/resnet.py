@@ -127,8 +127,6 @@ class Bottleneck(nnx.Module):
 def dilated_stages(config: ResNetConfig) -> tuple[bool, bool, bool]:
     """Which of the stages 2, 3 and 4 dilate; ValueError if the two ways of asking for it contradict."""
     by_stride = {32: (False, False, False), 16: (False, False, True), 8: (False, True, True)}
-    if config.output_stride not in by_stride:
-        raise ValueError(f"output_stride must be 8, 16 or 32, got {config.output_stride!r}")
     if config.output_stride != 32 and any(config.replace_stride_with_dilation):
         raise ValueError("give output_stride or replace_stride_with_dilation, not both")
     return config.replace_stride_with_dilation if config.output_stride == 32 else by_stride[config.output_stride]

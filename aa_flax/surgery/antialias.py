@@ -19,13 +19,12 @@ from aa_flax.downsample import Downsample
 from aa_flax.models import registry
 from aa_flax.models.base import Network
 from aa_flax.surgery.blurs import DOWNSAMPLES
-from aa_flax.surgery.kinds import dotted, strides_of
 from aa_flax.surgery.plan import Place, Plan, Slots, Survey
 from aa_flax.surgery.report import SurgeryReport
 from aa_flax.surgery.slots import check_classes, check_slots
 from aa_flax.surgery.trace import Trace, examine
 from aa_flax.surgery.walk import Surgeon
-from aa_flax.weights.abstract import abstract_model
+from aa_flax.weights.identity import first_difference
 
 AnyModule = TypeVar("AnyModule", bound=nnx.Module)
 
@@ -130,7 +129,7 @@ def antialias(
     if not report.antialiased:
         raise ValueError(_nothing_changed(model, report))
     if isinstance(copy, Network):
-        _update_spec(copy, filter_size, surgeon.blurs.pad_type(), first)
+        _update_spec(copy, plan, surgeon.blurs.pad_type())
     return copy, report
 
 
@@ -191,38 +190,18 @@ def _nothing_changed(model: nnx.Module, report: SurgeryReport) -> str:
     return "\n".join([f"nothing to antialias in {name}:", *reasons, *more])
 
 
-def _update_spec(model: Network, filter_size: int, pad_type: str, first: bool) -> None:
+def _update_spec(model: Network, plan: Plan, pad_type: str) -> None:
     """Gives a network of this package the spec of what it has become; none if no spec builds it."""
-    config = registry.MODELS[model.spec.name][1]
-    options = dict(model.spec.options)
-    if first and hasattr(config, "pool_only"):
-        options["pool_only"] = False
-        options = {k: v for k, v in options.items() if v != getattr(config, k)}
-    spec = dataclasses.replace(
-        model.spec, filter_size=filter_size, pad_type=pad_type, options=tuple(sorted(options.items()))
-    )
-    twin: Any = abstract_model(
-        str(spec),
-        num_classes=spec.num_classes,
-        in_channels=spec.in_channels,
-        pad_type=spec.pad_type,
-        **dict(spec.options),
-    )
-    if _structure(twin) == _structure(model):
-        model.spec = spec
-        nnx_model: Any = model
-        nnx_model.config = twin.config
+    if model.spec is None:
+        return
+    spec = dataclasses.replace(model.spec, filter_size=plan.filter_size, pad_type=pad_type)
+    if isinstance(plan.downsample, str):
+        spec = registry.with_options(spec, downsample=plan.downsample)
+    if plan.first and "pool_only" in registry.default_options(spec.name):
+        spec = registry.with_options(spec, pool_only=False)
+    nnx_model: Any = model
+    before, nnx_model.config = nnx_model.config, registry.config_of(spec)
+    if first_difference(model, spec):
+        nnx_model.config, model.spec, model.changed_by = before, None, "antialias"
     else:
-        del model.spec
-
-
-def _structure(model: nnx.Module) -> dict[str, Any]:
-    """What decides a network's function, apart from dropout and dtypes."""
-    found: dict[str, Any] = {}
-    for path, module in nnx.iter_modules(model, graph=True):
-        name = dotted(path)
-        if isinstance(module, nnx.Conv):
-            found[name] = (module.kernel.shape, strides_of(module))
-        elif isinstance(module, blurpool.BlurPool2D):
-            found[name] = (module.filter_size, module.stride, module.pad_type)
-    return found
+        model.spec = spec

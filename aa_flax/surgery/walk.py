@@ -31,6 +31,7 @@ from aa_flax.surgery.report import STRIDE_1, Change, SurgeryReport
 from aa_flax.surgery.slots import ARROW, names_of, reach
 
 LEFT_OUT = "left out by `where`"
+ALREADY = "already anti-aliased"
 
 
 class Surgeon:
@@ -172,7 +173,10 @@ class Surgeon:
     def _fill_slot(self, path: Path, module: nnx.Module, slot: str, source: str | int) -> None:
         owner, name, current = reach(module, slot.removeprefix(ARROW), slot)
         if isinstance(source, int):
-            if not isinstance(current, BLURRED):
+            if isinstance(current, BLURRED):
+                here = dotted((*path, slot))
+                self.changes.append(Change(here, f"pool stride {source}", "skipped", ALREADY))
+            else:
                 self._fill(path, slot, owner, name, current, self._pool_blur(path, module, slot, source))
             return
         conv = reach(module, source, slot)[2]
@@ -187,7 +191,7 @@ class Surgeon:
         self.seen.add(id(conv))
         here = (*path, *source.split("."))
         if isinstance(current, BLURRED):
-            self._skipped(here, conv, STRIDE_1 if max(strides_of(conv)) == 1 else "already anti-aliased")
+            self._skipped(here, conv, ALREADY)
         elif self._accepts(here, conv):
             where = f"{type(module).__name__} puts it" if current is None else "its activation is"
             detail = f"blur in {dotted((*path, slot))}, where {where}"
@@ -263,7 +267,7 @@ class Surgeon:
         if max(strides_of(conv)) == 1:
             return STRIDE_1
         if is_antialiased(conv):
-            return "already anti-aliased"
+            return ALREADY
         if not self.plan.first and self.survey.reads_input(conv):
             return f"reads the image ({conv.in_features} channels); first=True includes it"
         if conv.in_features < self.plan.min_channels:

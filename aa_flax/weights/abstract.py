@@ -1,14 +1,18 @@
 """Networks without memory, to be filled from a file."""
 
+import functools
 from collections.abc import Collection
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
-from aa_flax.models.base import Network
-from aa_flax.models.registry import create_model
+from aa_flax.models.base import ModelSpec, Network
+from aa_flax.models.registry import build_model, resolve_spec
 from aa_flax.weights.variables import variables
+
+Dtype = jax.typing.DTypeLike
 
 
 class HostKeys:
@@ -30,28 +34,48 @@ class HostKeys:
         return jax.random.fold_in(self._key, self._count)
 
 
-def abstract_model(spec: str, **options: Any) -> Network:
+def abstract_model(
+    spec: str, *, dtype: Dtype = jnp.float32, param_dtype: Dtype = jnp.float32, **options: Any
+) -> Network:
     """A network whose variables have shapes and types but no values; `fill` gives it some.
 
     Args:
         spec: the network, as for `create_model`.
+        dtype: what layers compute and answer in.
+        param_dtype: dtype of the parameters.
         **options: further arguments of `create_model`, except `rngs`.
 
     Raises:
         TypeError, ValueError: what `create_model` raises.
     """
+    return build_abstract(resolve_spec(spec, **options), dtype=dtype, param_dtype=param_dtype)
+
+
+def build_abstract(spec: ModelSpec, *, dtype: Dtype = jnp.float32, param_dtype: Dtype = jnp.float32) -> Network:
+    """`abstract_model` for a resolved spec, as `build_model` is `create_model` for one."""
+    graphdef, shapes = _traced(spec, dtype, param_dtype, jax.dtypes.canonicalize_dtype(float))
+    return nnx.merge(graphdef, shapes)
+
+
+@functools.lru_cache(maxsize=64)
+def _traced(spec: ModelSpec, dtype: Dtype, param_dtype: Dtype, widest: Dtype) -> tuple[Any, Any]:
+    """The network's static part and its shapes: tracing a deep one takes seconds, and loading and saving both do."""
     key = jax.random.key(0)
-    return nnx.eval_shape(lambda: create_model(spec, rngs=_as_rngs(key), **options))
+    model = nnx.eval_shape(lambda: build_model(spec, dtype=dtype, param_dtype=param_dtype, rngs=_as_rngs(key)))
+    graphdef, state = nnx.split(model)
+    return graphdef, nnx.to_pure_dict(state)
 
 
-def fresh_values(spec: str, paths: Collection[str], *, key: jax.Array, **options: Any) -> dict[str, jax.Array]:
+def fresh_values(
+    spec: ModelSpec, paths: Collection[str], *, key: jax.Array, param_dtype: Dtype = jnp.float32
+) -> dict[str, jax.Array]:
     """Initial values of some variables of a network; those of the others are never computed.
 
     Args:
-        spec: the network, as for `create_model`.
+        spec: the network.
         paths: paths of the variables.
         key: decides the values.
-        **options: further arguments of `create_model`, except `rngs`.
+        param_dtype: dtype of the parameters.
 
     Returns:
         The values by path.
@@ -59,7 +83,7 @@ def fresh_values(spec: str, paths: Collection[str], *, key: jax.Array, **options
 
     @jax.jit
     def draw(key: jax.Array) -> dict[str, jax.Array]:
-        model = create_model(spec, rngs=_as_rngs(key), **options)
+        model = build_model(spec, param_dtype=param_dtype, rngs=_as_rngs(key))
         return {path: variable[...] for path, variable in variables(model).items() if path in paths}
 
     return draw(key)

@@ -8,7 +8,7 @@ from typing import Any
 
 from aa_flax.local_paths import local_path
 from aa_flax.models.base import ModelSpec
-from aa_flax.models.registry import default_options, resolve_spec
+from aa_flax.models.registry import resolve_spec
 from aa_flax.weights.errors import CheckpointError
 from aa_flax.weights.json_file import read_json
 
@@ -129,10 +129,6 @@ class PretrainedConfig:
         )
         taps = resolved.filter_size or 1
         _require(taps <= _MAX_FILTER_SIZE, "model", f"a network with at most {_MAX_FILTER_SIZE} taps", self.model)
-        defaults = default_options(resolved.name)
-        for name, value in self.options.items():
-            default = defaults[name]
-            _require(_is_like(value, default), f"options.{name}", f"of the kind of {default!r}", value)
         return resolved
 
 
@@ -225,9 +221,3 @@ def _is_size(value: Any) -> bool:
 def _is_number(value: Any) -> bool:
     # Comparing never overflows, as converting a whole number does.
     return type(value) in (int, float) and -sys.float_info.max <= value <= sys.float_info.max
-
-
-def _is_like(value: Any, default: Any) -> bool:
-    if isinstance(default, tuple):
-        return isinstance(value, tuple | list) and len(value) == len(default) and all(map(_is_like, value, default))
-    return type(value) is type(default) or (type(default) is float and type(value) is int)

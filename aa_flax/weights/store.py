@@ -1,6 +1,7 @@
 """Pretrained directories in Hugging Face's shape: `config.json` and `model.safetensors`."""
 
 import contextlib
+import dataclasses
 import os
 import secrets
 import shutil
@@ -15,12 +16,14 @@ from flax import nnx
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from aa_flax.blurpool import canonical_pad_type
 from aa_flax.local_paths import local_path
-from aa_flax.models.base import ModelSpec, Network
+from aa_flax.models.base import Network
 from aa_flax.models.registry import parse_spec
-from aa_flax.weights.abstract import abstract_model
+from aa_flax.weights.abstract import build_abstract
 from aa_flax.weights.config import CONFIG_NAME, Preprocessing, PretrainedConfig, dump_config, read_config
 from aa_flax.weights.errors import CheckpointError
+from aa_flax.weights.identity import spec_of
 from aa_flax.weights.provenance import Provenance, digest, known_of
 from aa_flax.weights.safetensors_file import read_safetensors
 from aa_flax.weights.variables import fill, listing, variables
@@ -72,12 +75,12 @@ def save_pretrained(
         The directory.
 
     Raises:
-        ValueError: the model is not one of this library's, is abstract, or holds NaN or infinite values, or an
-            argument does not fit.
+        ValueError: the model is not what a spec of this library builds, is abstract, or holds NaN or infinite
+            values, or an argument does not fit.
         FileExistsError: `directory` is a file, or holds a saved network while `overwrite` is off.
         OSError: the files cannot be written: no permission, a full disk.
     """
-    spec, arrays = _spec(model), _arrays(model)
+    spec, arrays = spec_of(model, "save_pretrained"), _arrays(model)
     given = {
         "preprocessing": preprocessing,
         "class_names": None if class_names is None else tuple(class_names),
@@ -152,7 +155,7 @@ def load_pretrained(
 
 def _load_directory(directory: Path, dtype: jax.typing.DTypeLike | None, pad_type: str | None) -> Network:
     config = read_config(directory)
-    spec = str(config.spec())
+    spec = config.spec()
     path = directory / WEIGHTS_NAME
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found beside {CONFIG_NAME}; write the directory again")
@@ -161,7 +164,7 @@ def _load_directory(directory: Path, dtype: jax.typing.DTypeLike | None, pad_typ
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     # Networks that differ in their filters alone have the same tensors: nothing else would tell.
-    if metadata.get("model", spec) != spec:
+    if metadata.get("model", str(spec)) != str(spec):
         raise CheckpointError(
             f"{path}: it was saved from {metadata['model'][:60]!r}, but {CONFIG_NAME} says {config.model!r}: "
             "they do not belong together, write the directory again"
@@ -176,15 +179,10 @@ def _load_directory(directory: Path, dtype: jax.typing.DTypeLike | None, pad_typ
     stored_wide = any(array.dtype == np.float64 for array in arrays.values())
     default = jnp.float64 if stored_wide else jnp.float32
     compute = default if dtype is None else dtype
+    if pad_type is not None:
+        spec = dataclasses.replace(spec, pad_type=canonical_pad_type(pad_type))
     try:
-        model = abstract_model(
-            config.model,
-            num_classes=config.num_classes,
-            in_channels=config.in_channels,
-            pad_type=config.pad_type if pad_type is None else pad_type,
-            dtype=compute,
-            **config.options,
-        )
+        model = build_abstract(spec, dtype=compute)
     except (TypeError, ValueError, ArithmeticError) as error:
         if not config.options:
             raise
@@ -206,13 +204,6 @@ def _load_published(spec: str, dtype: jax.typing.DTypeLike | None, pad_type: str
     model = mapping.convert_state_dict(state, spec, what=str(path), dtype=compute, pad_type=pad)
     model.provenance = Provenance(catalog.find(spec).config, digest(_arrays(model)))
     return model
-
-
-def _spec(model: nnx.Module) -> ModelSpec:
-    spec = getattr(model, "spec", None)
-    if not isinstance(spec, ModelSpec):
-        raise ValueError(f"save_pretrained needs a network of aa_flax.create_model, got {type(model).__name__}")
-    return spec
 
 
 def _check_target(directory: Path, overwrite: bool) -> None:

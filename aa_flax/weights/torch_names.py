@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from aa_flax.models.resnet import dilated_stages
+
 # Our module path -> torchvision's module name; modules that no pattern matches have the same name in both.
 _RENAMED: dict[str, tuple[tuple[str, str], ...]] = {
     "AlexNet": (
@@ -251,7 +253,7 @@ def _vgg_blurs(shapes: Shapes) -> dict[str, int]:
 def _resnet_blurs(shapes: Shapes, config: Any) -> dict[str, int]:
     stem: tuple[str, ...] = ("maxpool.1",) if config.pool_only else ("maxpool.0", "maxpool.2")
     sites: dict[str, int] = dict.fromkeys(stem, shapes["conv1.kernel"][-1])
-    for stage, dilated in zip((2, 3, 4), config.replace_stride_with_dilation, strict=True):
+    for stage, dilated in zip((2, 3, 4), dilated_stages(config), strict=True):
         if not dilated:
             block = f"layer{stage}.0"
             last = "conv3" if f"{block}.conv3.kernel" in shapes else "conv2"
