@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,17 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
 from aa_flax import platforms as known
 from aa_flax.axes import per_axis
 from aa_flax.local_paths import local_path
 from aa_flax.models.base import ModelSpec
+from aa_flax.weights.directories import complete_or_not_at_all
 from aa_flax.weights.errors import CheckpointError
 from aa_flax.weights.json_file import read_json
-from aa_flax.weights.safetensors_file import read_safetensors
-from aa_flax.weights.store import _complete_or_not_at_all
+from aa_flax.weights.safetensors_file import read_safetensors, write_safetensors
 
 PROGRAM, WEIGHTS, DESCRIPTION = "program.jax", "weights.safetensors", "export.json"
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -167,6 +164,8 @@ def load_exported(directory: str | os.PathLike[str]) -> ExportedNetwork:
         digest = described["sha256"]
         keys = ("input_shape", "dtype", "platforms", "model")
         shape, dtype, platforms, model = (described[key] for key in keys)
+        if not (isinstance(shape, list) and isinstance(platforms, list) and isinstance(model, str | None)):
+            raise TypeError("input_shape or platforms is no list, or model no text")
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{directory / DESCRIPTION}: damaged ({error}); export the network again") from error
     program = (directory / PROGRAM).read_bytes()
@@ -176,10 +175,27 @@ def load_exported(directory: str | os.PathLike[str]) -> ExportedNetwork:
         arrays, metadata = read_safetensors(directory / WEIGHTS)
     except CheckpointError as error:
         raise CheckpointError(f"{directory / WEIGHTS}: {error}") from error
-    exported = jax.export.deserialize(bytearray(program))
-    _check_weights(directory / WEIGHTS, exported, arrays, metadata.get("program"), digest)
+    exported, wanted, images = _deserialised(directory / PROGRAM, program)
+    here, there = [*shape, dtype, *platforms], [*map(str, images.shape), images.dtype.name, *exported.platforms]
+    if list(map(str, here)) != there:
+        raise CheckpointError(f"{directory / DESCRIPTION}: it says {here}, and {PROGRAM} {there}: export again")
+    _check_weights(directory / WEIGHTS, wanted, arrays, metadata.get("program"), digest)
     weights = {name: jnp.array(a) for name, a in arrays.items()}
     return ExportedNetwork(tuple(shape), dtype, tuple(platforms), model, exported, weights)
+
+
+def _deserialised(path: Path, program: bytes) -> tuple[jax.export.Exported, dict[str, Any], Any]:
+    """The program, the arrays that it takes by path, and the images that it takes."""
+    try:
+        exported = jax.export.deserialize(bytearray(program))
+        (wanted, images), options = jax.tree.unflatten(exported.in_tree, exported.in_avals)
+        if options or not all(hasattr(a, "shape") for a in (images, *dict(wanted).values())):
+            raise ValueError("it takes other arguments than weights and images")
+    except Exception as error:
+        # What JAX raises on other bytes is not documented: among others struct.error, KeyError and StopIteration.
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise CheckpointError(f"{path}: no program of aa_flax.export ({reason}); export the network again") from error
+    return exported, wanted, images
 
 
 def _need_flatbuffers() -> None:
@@ -208,24 +224,17 @@ def _write(directory: Path, program: bytes, arrays: dict[str, np.ndarray], descr
     described["sha256"] = hashlib.sha256(program).hexdigest()
     if directory.exists() and not directory.is_dir():
         raise FileExistsError(f"{directory}: it is a file; give a directory to write into")
-    with _complete_or_not_at_all(directory) as fresh:
+    with complete_or_not_at_all(directory, last=DESCRIPTION) as fresh:
         (fresh / PROGRAM).write_bytes(program)
-        try:
-            save_file(arrays, fresh / WEIGHTS, metadata={"program": described["sha256"]})
-        except SafetensorError as error:
-            # The library's own error for a full disk is no OSError.
-            raise OSError(f"{directory}: {WEIGHTS} cannot be written ({error})") from error
-        # safetensors lets nobody but the owner read what it writes.
-        shutil.copymode(fresh / PROGRAM, fresh / WEIGHTS)
+        write_safetensors(fresh / WEIGHTS, arrays, ("program", described["sha256"]))
         (fresh / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n", "utf-8")
     return directory
 
 
 def _check_weights(
-    path: Path, exported: jax.export.Exported, arrays: dict[str, np.ndarray], program: str | None, digest: str
+    path: Path, wanted: dict[str, Any], arrays: dict[str, np.ndarray], program: str | None, digest: str
 ) -> None:
     """Both ways strict; a file of other weights for the same program says nothing of a program, or its own."""
-    (wanted, _), _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
     shapes = {name: (tuple(a.shape), jnp.dtype(a.dtype).name) for name, a in wanted.items()}
     found = {name: (a.shape, a.dtype.name) for name, a in arrays.items()}
     if found != shapes or program not in (None, digest):

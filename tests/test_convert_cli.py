@@ -16,6 +16,7 @@ from flax import nnx
 from PIL import Image
 from safetensors.numpy import save_file
 
+import aa_flax.weights.safetensors_file
 import aa_flax.weights.store
 import convert_weights
 from aa_flax.weights import catalog
@@ -316,7 +317,7 @@ def test_an_interrupt_leaves_nothing(
     def interrupted(*args: object, **kwargs: object):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(aa_flax.weights.store, "save_file", interrupted)
+    monkeypatch.setattr(aa_flax.weights.safetensors_file, "save_file", interrupted)
     assert convert(checkpoint, "--model", "densenet121", "--output", tmp_path / "out", *TINY_WORDS) == 130
     assert capsys.readouterr().err.endswith("interrupted: nothing was written\n")
     assert [p.name for p in tmp_path.iterdir()] == [checkpoint.name]

@@ -1,7 +1,9 @@
 """Exported programs: bit-equal answers, a free batch, three platforms, and damaged files."""
 
 import functools
+import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 import aa_flax
+from aa_flax.weights import CheckpointError, safetensors_file
 from aa_flax.weights.abstract import abstract_model
 from tests.foreign_networks import run, with_values
 
@@ -33,6 +36,16 @@ class Tiny(nnx.Module):
         for block in self.blocks:
             x = x + block(x)
         return {"logits": self.dropout(x).mean((1, 2)), "map": x}
+
+
+class Mean(nnx.Module):
+    """The smallest network with weights."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.fc = nnx.Linear(3, 2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.fc(x.mean((1, 2)))
 
 
 def tiny() -> Tiny:
@@ -152,11 +165,52 @@ def test_damaged_and_missing_files(exported, tmp_path):
             aa_flax.load_exported(directory)
 
 
+def test_crafted_programs_are_one_kind_of_error(tmp_path):
+    """Three hundred programs whose digest is right and whose bytes are not: read, or refused in one line."""
+    directory = aa_flax.export(Mean(nnx.Rngs(0)), tmp_path / "e", image_size=4, in_channels=3, platforms=("cpu",))
+    program, described = directory / "program.jax", json.loads((directory / "export.json").read_text())
+    weights = load_file(directory / "weights.safetensors")
+    save_file(weights, directory / "weights.safetensors")
+    assert aa_flax.load_exported(directory).input_shape == ("b", 4, 4, 3)
+    sound, random, refused = program.read_bytes(), np.random.default_rng(0), 0
+    for _ in range(300):
+        crafted = bytearray(sound[: random.integers(8, 2 * len(sound))])
+        for place in random.integers(0, len(crafted), random.integers(1, 9)):
+            crafted[place] = random.choice([0, 1, 127, 128, 255])
+        program.write_bytes(crafted)
+        described["sha256"] = hashlib.sha256(crafted).hexdigest()
+        (directory / "export.json").write_text(json.dumps(described))
+        try:
+            aa_flax.load_exported(directory)
+        except CheckpointError as error:
+            assert len(str(error).splitlines()) == 1  # noqa: PT017
+            refused += 1
+    assert refused > 150
+
+
+def test_the_description_has_to_be_that_of_the_program(exported, tmp_path):
+    shutil.copytree(exported[1], tmp_path / "e")
+    path = tmp_path / "e" / "export.json"
+    sound = json.loads(path.read_text())
+    for field, value in (
+        ("input_shape", ["b", 16, 18, 4]),
+        ("input_shape", 5),
+        ("dtype", "bfloat16"),
+        ("platforms", "cpu"),
+        ("platforms", ["cpu"]),
+        ("model", 3),
+        ("sha256", None),
+    ):
+        path.write_text(json.dumps(sound | {field: value}))
+        with pytest.raises(CheckpointError, match=r"export\.json: (it says|damaged)|not the file that was exported"):
+            aa_flax.load_exported(tmp_path / "e")
+
+
 def test_a_full_disk_is_an_error_of_the_system(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise SafetensorError("No space left on device")
 
-    monkeypatch.setattr(sys.modules["aa_flax.export"], "save_file", full)
+    monkeypatch.setattr(safetensors_file, "save_file", full)
     with pytest.raises(OSError, match=r"x: weights.safetensors cannot be written \(No space left"):
         aa_flax.export(tiny(), tmp_path / "x", in_channels=3, image_size=16, platforms=("cpu",))
     assert not list(tmp_path.iterdir())

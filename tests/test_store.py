@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from aa_flax.models.base import Network
-from aa_flax.weights import catalog, mapping, store, torch_reader
+from aa_flax.weights import catalog, mapping, safetensors_file, torch_reader
 from aa_flax.weights.abstract import abstract_model
 from aa_flax.weights.config import Preprocessing, PretrainedConfig
 from aa_flax.weights.errors import CheckpointError
@@ -394,7 +394,7 @@ def test_a_place_that_cannot_be_written(tmp_path, monkeypatch, network):
     def full(arrays, path, metadata):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(store, "save_file", full)
+    monkeypatch.setattr(safetensors_file, "save_file", full)
     with pytest.raises(OSError, match=r"full: model\.safetensors cannot be written \(.*No space left"):
         save_pretrained(network, tmp_path / "full")
     assert os.listdir(tmp_path) == ["file"]
@@ -438,7 +438,7 @@ def test_interrupted_save_changes_nothing(tmp_path, monkeypatch, network, exists
 
     with monkeypatch.context() as patch:
         if moment == "while writing":
-            patch.setattr(store, "save_file", write_half)
+            patch.setattr(safetensors_file, "save_file", write_half)
         else:
             patch.setattr(os, "fsync", interrupt)
         with pytest.raises(Interruption):

@@ -323,6 +323,10 @@ HOSTILE = {
     "plain pickle": (pickle.dumps({"a": 1}), "pickle that torch.save did not write"),
     "TorchScript": (zip_file({}, {}, extra={"code/net.py": b"", "constants.pkl": b""}), "TorchScript.*state_dict"),
     "other zip": (zip_file({}, {}).replace(b"data.pkl", b"data.txt"), "not one that torch.save wrote"),
+    "two parts of one name": (
+        zip_file({}, {"0": b"1", "1": b"2"}).replace(b"data/1", b"data/0"),
+        "two parts of the name 'archive/data/0': refused",
+    ),
     "big-endian": (zip_file(state_of({}), {}, extra={"byteorder": b"big"}), "byte order b'big'"),
     "unknown byte order": (zip_file(state_of({}), {}, extra={"byteorder": b"x" * 500}), "byte order"),
     "big-endian legacy": (legacy_file({}, {}, head=(MAGIC, 1001, {"little_endian": False})), "little-endian"),

@@ -136,13 +136,19 @@ def dump_config(config: PretrainedConfig) -> str:
     """The text of `config.json`.
 
     Raises:
-        ValueError: `options`, `source` or `metrics` hold what JSON cannot.
+        ValueError: `options`, `source` or `metrics` hold what JSON cannot, or a text is no Unicode, as are names of
+            files in another encoding.
     """
     content = {"format_version": FORMAT_VERSION, **dataclasses.asdict(config)}
     try:
-        return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+        text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        around = error.object[max(0, error.start - 30) : error.end + 30].strip()
+        raise ValueError(f"{CONFIG_NAME} cannot hold {around!r}, which is no Unicode text: rename it") from error
     except (TypeError, ValueError) as error:
         raise ValueError(f"options, source and metrics may only hold what JSON can: {error}") from error
+    return text
 
 
 def read_config(directory: str | os.PathLike[str]) -> PretrainedConfig:

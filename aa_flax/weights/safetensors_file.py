@@ -2,11 +2,14 @@
 
 import json
 import os
+from collections.abc import Mapping
 from mmap import ACCESS_READ, mmap
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import safetensors
+from safetensors.numpy import save_file
 
 from aa_flax.local_paths import local_path
 from aa_flax.weights.errors import CheckpointError
@@ -72,3 +75,25 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray
         begin = start + entry["data_offsets"][0]
         arrays[key] = np.ndarray(entry["shape"], _DTYPES[entry["dtype"]], buffer=data, offset=begin)
     return arrays, metadata
+
+
+def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: tuple[str, str]) -> None:
+    """Writes a safetensors file: the same arrays and metadata always give the same bytes.
+
+    Args:
+        path: the file.
+        arrays: contiguous arrays by name.
+        metadata: a name and what it says. One only: the library writes several in a random order.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    path.touch()
+    usual = path.stat().st_mode
+    try:
+        save_file(dict(arrays), path, metadata=dict([metadata]))
+    except safetensors.SafetensorError as error:
+        # The library's own error for a full disk is no OSError.
+        raise OSError(f"{path.name} cannot be written ({error})") from error
+    # The library lets nobody but the owner read what it writes.
+    path.chmod(usual)

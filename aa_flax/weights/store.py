@@ -1,11 +1,8 @@
 """Pretrained directories in Hugging Face's shape: `config.json` and `model.safetensors`."""
 
-import contextlib
 import dataclasses
 import os
-import secrets
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
 from aa_flax.blurpool import canonical_pad_type
 from aa_flax.local_paths import local_path
@@ -22,10 +17,11 @@ from aa_flax.models.base import Network
 from aa_flax.models.registry import parse_spec
 from aa_flax.weights.abstract import build_abstract
 from aa_flax.weights.config import CONFIG_NAME, Preprocessing, PretrainedConfig, dump_config, read_config
+from aa_flax.weights.directories import complete_or_not_at_all
 from aa_flax.weights.errors import CheckpointError
 from aa_flax.weights.identity import spec_of
 from aa_flax.weights.provenance import Provenance, digest, known_of
-from aa_flax.weights.safetensors_file import read_safetensors
+from aa_flax.weights.safetensors_file import read_safetensors, write_safetensors
 from aa_flax.weights.variables import fill, listing, variables
 
 __all__ = [
@@ -96,15 +92,9 @@ def save_pretrained(
     text = dump_config(config)
     directory = local_path(directory)
     _check_target(directory, overwrite)
-    with _complete_or_not_at_all(directory) as fresh:
-        try:
-            save_file(arrays, fresh / WEIGHTS_NAME, metadata={"format": "flax", "model": config.model})
-        except SafetensorError as error:
-            # The library's own error for a full disk is no OSError.
-            raise OSError(f"{directory}: {WEIGHTS_NAME} cannot be written ({error})") from error
+    with complete_or_not_at_all(directory, last=CONFIG_NAME) as fresh:
+        write_safetensors(fresh / WEIGHTS_NAME, arrays, ("model", config.model))
         (fresh / CONFIG_NAME).write_text(text, "utf-8")
-        # safetensors lets nobody but the owner read what it writes.
-        shutil.copymode(fresh / CONFIG_NAME, fresh / WEIGHTS_NAME)
     return directory
 
 
@@ -224,42 +214,3 @@ def _arrays(model: nnx.Module) -> dict[str, np.ndarray]:
     if broken:
         raise ValueError("\n".join(["the model is not saved:", *listing("variables with NaN or infinity", broken)]))
     return arrays
-
-
-@contextlib.contextmanager
-def _complete_or_not_at_all(directory: Path) -> Iterator[Path]:
-    """A fresh folder whose files move to `directory` when the block has ended well, and vanish otherwise."""
-    exists = directory.is_dir()
-    # Within the directory, where it exists: its parent may lie on another disk, across which nothing moves at once.
-    fresh = (directory if exists else directory.parent) / f".{directory.name}-{secrets.token_hex(4)}.tmp"
-    try:
-        fresh.parent.mkdir(parents=True, exist_ok=True)
-        fresh.mkdir()
-    except OSError as error:
-        raise type(error)(f"{directory}: cannot be written to ({error}); give another directory") from error
-    try:
-        yield fresh
-        # The weights go first: a directory without config.json counts as empty.
-        files = sorted(fresh.iterdir(), key=lambda file: file.name == CONFIG_NAME)
-        for file in files:
-            _flush(file)
-        _flush(fresh)
-        if exists:
-            for file in files:
-                os.replace(file, directory / file.name)
-            _flush(directory)
-        else:
-            os.rename(fresh, directory)
-            _flush(directory.parent)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    if os.name != "posix" and path.is_dir():
-        return  # other systems cannot open a directory
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -49,7 +49,12 @@ class ZipFile:
             self._archive = zipfile.ZipFile(file)
         except _ZIP_ERRORS as error:
             raise CheckpointError(f"it is a damaged or truncated zip archive ({error}): {_AGAIN}") from error
-        self._members = {info.filename: info for info in self._archive.infolist()}
+        self._members: dict[str, zipfile.ZipInfo] = {}
+        for info in self._archive.infolist():
+            # Readers differ in which of two they take.
+            if info.filename in self._members:
+                raise CheckpointError(f"it has two parts of the name {info.filename[:60]!r}: refused, {_AGAIN}")
+            self._members[info.filename] = info
         self._prefix = self._find_prefix()
         self._check_byte_order()
         pickled = self._members[self._prefix + "data.pkl"]

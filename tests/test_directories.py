@@ -1,0 +1,85 @@
+"""What is written of weights: the same bytes for the same weights, whole or not at all, by one process at a time."""
+
+import dataclasses
+import hashlib
+import os
+
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import aa_flax
+from aa_flax.models.base import Network
+from aa_flax.weights.abstract import abstract_model
+from aa_flax.weights.config import PretrainedConfig
+from aa_flax.weights.directories import complete_or_not_at_all
+from tests.foreign_networks import with_values
+
+
+@pytest.fixture(scope="module")
+def network() -> Network:
+    return with_values(lambda: abstract_model("resnet18_lpf3", depths=(1, 1, 1, 1), num_classes=2))
+
+
+def sums(directory) -> dict[str, str]:
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in directory.iterdir()}
+
+
+def test_the_same_weights_are_the_same_bytes(tmp_path, network):
+    """Ten times, for an order drawn by chance among two would come out the same in five of ten."""
+    first = sums(aa_flax.save_pretrained(network, tmp_path / "first", license="MIT"))
+    for attempt in range(10):
+        assert sums(aa_flax.save_pretrained(network, tmp_path / str(attempt), license="MIT")) == first
+    loaded = aa_flax.load_pretrained(tmp_path / "first")
+    assert sums(aa_flax.save_pretrained(loaded, tmp_path / "again", license="MIT")) == first
+    assert load_file(tmp_path / "first" / "model.safetensors").keys() == aa_flax.weights.store.variables(network).keys()
+
+
+def test_files_with_more_metadata_are_read(tmp_path, network):
+    """As earlier versions wrote them."""
+    aa_flax.save_pretrained(network, tmp_path)
+    weights = tmp_path / "model.safetensors"
+    save_file(load_file(weights), weights, metadata={"format": "flax", "model": "resnet18_lpf3"})
+    assert aa_flax.load_pretrained(tmp_path).spec == network.spec
+
+
+def test_two_that_write_one_new_directory(tmp_path):
+    """The first to finish has written it; the other says so and leaves nothing."""
+    target = tmp_path / "new"
+
+    def write(name: str, inside=lambda: None) -> None:
+        with complete_or_not_at_all(target, last="b") as fresh:
+            (fresh / name).write_text(name)
+            inside()
+
+    with pytest.raises(FileExistsError, match=r"new: another process has written it meanwhile.*another directory"):
+        write("b", lambda: write("a"))
+    assert os.listdir(tmp_path) == ["new"]
+    assert os.listdir(target) == ["a"]
+    # Where it exists already, the last to finish is kept, with whole files.
+    write("b", lambda: write("b"))
+    assert sorted(os.listdir(target)) == ["a", "b"]
+
+
+def test_errors_name_the_directory_that_was_asked_for(tmp_path):
+    with pytest.raises(OSError, match=r"/x: .*No space left"), complete_or_not_at_all(tmp_path / "x", last="b"):
+        raise OSError(28, "No space left on device")
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"class_names": ("cat", "caf\udce9")},
+        {"license": "caf\udce9"},
+        {"source": {"file": "caf\udce9.pth"}},
+        {"metrics": {"caf\udce9": 1.0}},
+    ],
+    ids=lambda field: next(iter(field)),
+)
+def test_text_in_another_encoding_is_refused_before_anything_is_written(field, tmp_path, network):
+    config = dataclasses.replace(PretrainedConfig.of(network.spec), **field)
+    with pytest.raises(ValueError, match=r"config\.json cannot hold .*caf\\udce9.*no Unicode text: rename it"):
+        aa_flax.save_pretrained(network, tmp_path / "out", **field)
+    with pytest.raises(ValueError, match="no Unicode text"):
+        aa_flax.weights.config.dump_config(config)
+    assert not os.listdir(tmp_path)
