@@ -130,3 +130,12 @@ def test_crop_comes_before_resize():
     # Pillow's box= lets neighbours outside of it into the border.
     shortcut = Image.fromarray(pixels).resize((8, 8), Image.Resampling.BILINEAR, box=(11, 3, 36, 23))
     assert not np.array_equal(crop_and_resize(pixels, box, 8), np.asarray(shortcut))
+
+
+def test_too_little_memory_is_a_reason(monkeypatch):
+    def full(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "resize", full)
+    with pytest.raises(UnreadableImageError, match="not enough memory to resize its 7x5 pixels"):
+        resize_shorter(np.zeros((5, 7, 3), np.uint8), 4)

@@ -22,8 +22,11 @@ FILTERS = {
 def _resize(pixels: np.ndarray, height: int, width: int, interpolation: str) -> np.ndarray:
     if pixels.shape[:2] == (height, width):
         return pixels
-    resized = Image.fromarray(pixels).resize((width, height), FILTERS[interpolation])
-    return np.asarray(resized)
+    try:
+        return np.asarray(Image.fromarray(pixels).resize((width, height), FILTERS[interpolation]))
+    except MemoryError as error:
+        size = f"{pixels.shape[1]}x{pixels.shape[0]}"
+        raise UnreadableImageError(f"not enough memory to resize its {size} pixels") from error
 
 
 @dataclass(frozen=True)
