@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from train.data import ArraySource, DataConfig, ImageFolder, open_dataset
+from train.data.balance import remarks
 from train.data.cache import ArrayCache
 from train.data.cifar import CLASSES, open_cifar10
 from train.data.decode import UnreadableImageError
@@ -277,8 +278,9 @@ def test_imagenet_folders_share_one_class_index(tmp_path: Path):
 
 def told(caplog, root: Path, **options) -> list[str]:
     caplog.clear()
-    open_dataset(DataConfig(dir=root, **options))
-    return [record.getMessage() for record in caplog.records]
+    dataset = open_dataset(DataConfig(dir=root, **options))
+    logged = [record.getMessage() for record in caplog.records]
+    return logged + remarks(dataset.train, dataset.val, dataset.class_names)
 
 
 def test_text_will_do_for_a_directory(tmp_path: Path):

@@ -302,6 +302,7 @@ def test_statistics_that_are_no_images_are_told_and_taken_anew(tmp_path, never_t
     told = " ".join(capsys.readouterr().err.split())
     assert "statistics are now those of 2 batches of training images; " in told
     assert "folded layers still compute what they did" in told
+    assert "classes have" not in told
     # Weights that do not move do not learn, and that is told too.
     assert "the loss is still that of guessing, ln(10) = 2.3026: nothing is learned so far." in told
     # The scale is that of the two batches, the variance has followed eight others.

@@ -18,6 +18,7 @@ from train.checkpoint import Checkpoints, describe
 from train.config import TrainConfig, create_network
 from train.data import Dataset, steps_per_epoch
 from train.data.augment import augment
+from train.data.balance import remarks
 from train.data.fingerprint import fingerprint
 from train.display import Display
 from train.distributed import Placement, is_lead
@@ -208,6 +209,8 @@ def open_session(
         feed = DeviceFeed(train_step, dataset, placement, batch=config.batch, seed=config.seed)
     else:
         feed = LoaderFeed(train_step, dataset, placement, batch=config.batch, seed=config.seed, start_step=step)
+    for line in remarks(dataset.train, dataset.val, dataset.class_names):
+        display.say(line)
     # Only now has nothing been refused: weights that do not fit leave no run behind.
     leave_record(run_dir, config, facts)
     around = Surroundings(

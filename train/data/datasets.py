@@ -1,6 +1,5 @@
 """`DataConfig`, what a person says about data, and `Dataset`, what `open_dataset` makes of it."""
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,13 +9,10 @@ import tyro
 from PIL import Image
 
 from aa_flax.weights.config import Preprocessing
-from train.data.balance import remarks
 from train.data.cache import default_cache_directory
 from train.data.sources import ArraySource, ImageFolder, Source
 from train.errors import CommandError
 from train.files import require_local_paths
-
-log = logging.getLogger(__name__)
 
 NAMES = ("imagenet", "cifar10", "digits", "synthetic", "tfds_imagenet2012", "tfds_cifar10")
 
@@ -143,10 +139,7 @@ def open_dataset(config: DataConfig) -> Dataset:
     Raises:
       CommandError: data that are missing, empty or not what `config` says they are.
     """
-    dataset = OPENERS[config.name](config)
-    for remark in remarks(dataset.train, dataset.val, dataset.class_names):
-        log.warning("%s", remark)
-    return dataset
+    return OPENERS[config.name](config)
 
 
 def _directory(config: DataConfig) -> Path:
