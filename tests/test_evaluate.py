@@ -22,6 +22,7 @@ from train.__main__ import main
 from train.data import ImageFolder, evaluation_batches
 from train.errors import CommandError
 from train.evaluate import as_function, open_photos, read_offsets
+from train.networks import other_filter
 from train.scoring import local_mesh, protocols_for, score, whole_batch
 
 pytestmark = pytest.mark.usefixtures("optimised")
@@ -394,6 +395,30 @@ def test_wrong_input_is_one_line_and_exit_code_two(photos, weights, capsys, opti
     assert re.search(message, error), error
     assert error.startswith("error: ")
     assert len(error.strip().splitlines()) == 1
+
+
+def test_the_directory_of_a_run_is_refused_with_the_command_that_exports_it(photos, tmp_path, capsys):
+    (tmp_path / "my run" / "checkpoints").mkdir(parents=True)
+    assert main(["evaluate", "--data", str(photos.root), "--weights", str(tmp_path / "my run")]) == 2
+    said = f"export its weights first: python -m train export '{tmp_path}/my run' --output DIR"
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("layout", "taps", "model", "said"),
+    [
+        ("torchvision", None, "resnet18_lpf4", "made for no blur, resnet18_lpf4 has blurs of 4 taps"),
+        ("reference", 1, "resnet18_lpf3", "made for blurs of 1 tap, resnet18_lpf3 has blurs of 3 taps"),
+        ("reference", 3, "resnet18_plain", "made for blurs of 3 taps, resnet18_plain has no blur"),
+        ("reference", 3, "resnet18_lpf3", None),
+        ("torchvision", None, "resnet18_plain", None),
+        ("timm", None, "resnet18_lpf3", None),
+    ],
+)
+def test_weights_made_for_another_filter_are_told(layout, taps, model, said):
+    notice = other_filter(PretrainedConfig(model=model, source={"layout": layout, "filter_size": taps}))
+    assert notice is None if said is None else said in str(notice) and "fine-tune" in str(notice)
+    assert other_filter(PretrainedConfig(model=model, source={"trained_by": "python -m train fit"})) is None
 
 
 def test_memory_that_does_not_suffice_is_named(photos, weights, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -219,6 +220,14 @@ def test_a_run_is_repeated_from_its_record(tmp_path):
         (("config", "surprise"), 1, "unknown field 'surprise'"),
         (("config", "data"), 3, "data: expected an object"),
         (("config", "data", "workers"), -1, "--data.workers is -1"),
+        (("dataset",), [1], "dataset: expected an object, found [1]"),
+        (("environment",), "linux", "environment: expected an object"),
+        (("init",), 3, "init is 3, but must be text"),
+        (("dataset", "num_classes"), "ten", "num_classes is 'ten', but must be of type int"),
+        (("dataset", "num_classes"), 0, "num_classes is 0, but must be at least 1"),
+        (("dataset", "class_names"), [1, 2], "class_names must be text"),
+        (("dataset", "preprocessing"), {"crop": "x"}, "preprocessing.crop"),
+        (("dataset", "preprocessing"), {"zoom": 1}, "zoom"),
     ],
 )
 def test_a_damaged_record_names_the_field(tmp_path, path, value, message):
@@ -233,7 +242,7 @@ def test_a_damaged_record_names_the_field(tmp_path, path, value, message):
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "[" * 100_000])
 def test_what_is_no_record_is_refused(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(CommandError, match=r"config\.json is not"):
@@ -323,6 +332,20 @@ def test_a_directory_whose_checkpoints_would_be_lost_is_refused(tmp_path, name):
     with pytest.raises(CommandError, match=r"--run-dir .*would be lost.*choose a directory"), claimed(tmp_path / name):
         pass
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [os.fsdecode(b"caf\xe9"), "caf\udce9/x"])
+def test_a_name_that_is_not_utf8_is_refused(tmp_path, name):
+    with pytest.raises(CommandError, match=r"names in UTF-8, .* set PYTHONUTF8=1"), claimed(tmp_path / name):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_that_the_locale_writes_in_other_bytes_is_refused(tmp_path, monkeypatch):
+    # As Python does where LC_ALL is en_US.ISO-8859-1.
+    monkeypatch.setattr("train.rundir.os.fsencode", lambda path: str(path).encode("latin-1"))
+    with pytest.raises(CommandError, match="set PYTHONUTF8=1"), claimed(tmp_path / "é"):
+        pass
 
 
 @pytest.mark.parametrize("name", ["base]", "a*", "b?", "[", "é {x}"])

@@ -33,6 +33,10 @@ class DamagedCheckpointError(Exception):
     """A checkpoint cannot be used; the message says what is wrong with it."""
 
 
+class ForeignCheckpointError(DamagedCheckpointError):
+    """A checkpoint holds another network's or optimiser's arrays; the message names the first."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Restored:
     """What `Checkpoints.restore` found.
@@ -137,18 +141,26 @@ class Checkpoints:
             The state and where it came from; None where there is no checkpoint at all.
 
         Raises:
-            CommandError: there are checkpoints, and none of them is sound.
+            CommandError: there are checkpoints, and none of them is sound, or they are another network's.
         """
         candidates = sorted(self.steps(), reverse=True) if steps is None else list(steps)
         damaged: list[str] = []
+        foreign = ""
         for step in candidates:
             try:
                 state = self._restore_step(step, like)
             except DamagedCheckpointError as error:
                 damaged.append(f"checkpoint of step {step} is damaged ({error})")
+                if isinstance(error, ForeignCheckpointError) and not foreign:
+                    foreign = f"of step {step}: {error}"
                 continue
             self._set_aside([s for s in candidates[: candidates.index(step)] if s in self.steps()])
             return Restored(step=step, state=state, damaged=tuple(damaged))
+        if foreign:
+            raise CommandError(
+                f"{self.directory} belongs to another network or optimiser than this one ({foreign}). "
+                "Give the options it was saved with, or start again with another --run-dir"
+            )
         if damaged:
             raise CommandError(
                 f"{self.directory}: no sound checkpoint: {'; '.join(damaged)}. "
@@ -158,7 +170,7 @@ class Checkpoints:
 
     def _restore_step(self, step: int, like: Tree) -> Tree:
         wanted = named_leaves(like)
-        problem, arrays, meta = "", {}, {}
+        problem, foreign, arrays, meta = "", False, {}, {}
         try:
             meta = self._read_meta(step)
             _compare_leaves(meta["leaves"], wanted)
@@ -169,14 +181,15 @@ class Checkpoints:
                 if describe(array) != meta["leaves"][name]:
                     raise DamagedCheckpointError(f"{name} does not match its checksum")
         except DamagedCheckpointError as error:
-            problem = str(error)
+            problem, foreign = str(error), isinstance(error, ForeignCheckpointError)
         # Orbax raises bare Exception for an unreadable array, so nothing narrower covers every kind of damage.
         except Exception as error:
             problem = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
         if problem:
             _collect_abandoned_reads()
         if not _everyone(not problem):
-            raise DamagedCheckpointError(problem or "another process could not read it")
+            kind = ForeignCheckpointError if foreign else DamagedCheckpointError
+            raise kind(problem or "another process could not read it")
         tree = jax.tree.structure(like)
         return jax.tree.unflatten(tree, [arrays[name] for name in wanted])
 
@@ -246,11 +259,12 @@ def describe(array: jax.Array) -> dict[str, Any]:
 
 def _compare_leaves(saved: dict[str, dict[str, Any]], wanted: dict[str, Any]) -> None:
     for name in sorted(saved.keys() ^ wanted.keys()):
-        raise DamagedCheckpointError(f"{name} is {'unknown' if name in saved else 'missing'}")
+        raise ForeignCheckpointError(f"{name} is {'unknown here' if name in saved else 'missing there'}")
     for name, leaf in wanted.items():
         form = {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
-        if form != {key: saved[name][key] for key in form}:
-            raise DamagedCheckpointError(f"{name} is {json.dumps(saved[name])}, wanted {json.dumps(form)}")
+        found = {key: saved[name][key] for key in form}
+        if form != found:
+            raise ForeignCheckpointError(f"{name} is {json.dumps(found)} there and {json.dumps(form)} here")
 
 
 def quiet_storage_library() -> None:

@@ -62,7 +62,7 @@ class LogConfig:
     """Steps between lines of metrics.jsonl."""
 
     tensorboard: bool = True
-    """Write TensorBoard files (no TensorFlow needed)."""
+    """Whether TensorBoard files are written (without TensorFlow); --log.no-tensorboard leaves them out."""
 
     wandb: str | None = None
     """Log to this Weights & Biases project as well; needs the package wandb."""

@@ -1,6 +1,7 @@
 """`python -m train evaluate`: accuracy and shift consistency of a network on a folder of photos."""
 
 import json
+import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -24,7 +25,10 @@ from train.errors import CommandError
 from train.evaluation_report import Evaluation, as_json, print_table
 from train.files import write_atomically
 from train.kept import keep_crops, keep_diagonal
+from train.networks import other_filter, refuse_run
 from train.scoring import Score, protocols_for, score, whole_batch
+
+log = logging.getLogger(__name__)
 
 # Offsets for every one of a million photos.
 _MAX_OFFSETS_BYTES = 2**28
@@ -198,7 +202,10 @@ def _pretrained_config(config: Config) -> PretrainedConfig:
             assert config.model is not None
             found = PretrainedConfig(model=config.model)
         else:
+            refuse_run(config.weights, "--weights")
             found = read_config(config.weights)
+            if (notice := other_filter(found)) is not None:
+                log.warning("%s: %s", config.weights, notice)
     except (ValueError, OSError) as error:
         raise CommandError(str(error)) from error
     if asked is not None and asked != parse_spec(found.model):

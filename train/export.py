@@ -1,6 +1,7 @@
 """`python -m train export`: the weights of a run as a directory that `aa_flax.load_pretrained` reads."""
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -10,15 +11,15 @@ from flax import nnx
 from jax.sharding import SingleDeviceSharding
 
 from aa_flax.printable import printable
-from aa_flax.weights.store import Preprocessing, save_pretrained
+from aa_flax.weights.store import save_pretrained
 from train.checkpoint import Checkpoints, quiet_storage_library
 from train.config import TrainConfig
 from train.data.wnids import imagenet_wnids
 from train.errors import CommandError
 from train.licences import licence_of
-from train.record import FILE_NAME, Record, read_record
+from train.record import DATASET, FILE_NAME, Record, preprocessing_of, read_record
 from train.rundir import CHECKPOINTS, has_checkpoints
-from train.runlog import read_scores
+from train.runlog import Scores, read_scores
 from train.session import abstract_network, abstract_state, optimizer_of
 from train.step import TrainState, split_model
 
@@ -59,7 +60,13 @@ def run(config: Config) -> int:
     record = read_record(config.run / FILE_NAME)
     if not has_checkpoints(config.run):
         raise CommandError(f"{config.run} has no checkpoint yet: there is nothing to export")
-    step, model, ema = load_network(config.run, record, checkpoint=config.checkpoint, weights=config.weights)
+    for name in DATASET:
+        if name not in record.dataset:
+            raise CommandError(f"{config.run / FILE_NAME} is not the record of a run: dataset has no field {name!r}")
+    scores = _scores(config)
+    step, model, ema = load_network(
+        config.run, record, scores=scores, checkpoint=config.checkpoint, weights=config.weights
+    )
     dataset = record.dataset
     parents = [record.parent] if record.parent else []
     licence, note = licence_of(config.license, [parent.get("license") for parent in parents])
@@ -67,7 +74,7 @@ def run(config: Config) -> int:
         save_pretrained(
             model,
             config.output,
-            preprocessing=Preprocessing(**_tuples(dataset["preprocessing"])),
+            preprocessing=preprocessing_of(dataset),
             class_names=dataset["class_names"],
             source={
                 "trained_by": "python -m train fit",
@@ -79,7 +86,7 @@ def run(config: Config) -> int:
                 **({"parents": parents} if parents else {}),
             },
             license=licence,
-            metrics=read_scores(config.run).get(step, {}),
+            metrics=scores.get(step, {}),
             overwrite=config.overwrite,
         )
     except (OSError, ValueError) as error:
@@ -100,10 +107,22 @@ def data_name(record: Record) -> str:
     return name
 
 
+def _scores(config: Config) -> Scores:
+    """Validation results by step; where they are damaged and nothing is chosen by them, none."""
+    try:
+        return read_scores(config.run)
+    except CommandError as error:
+        if config.checkpoint == "best":
+            raise
+        print(printable(f"no metrics are written: {error}"), file=sys.stderr)
+        return {}
+
+
 def load_network(
     run_dir: Path,
     record: Record,
     *,
+    scores: Scores | None = None,
     checkpoint: Literal["latest", "best"] | int = "latest",
     weights: Literal["auto", "ema", "raw"] = "auto",
 ) -> tuple[int, nnx.Module, bool]:
@@ -112,6 +131,7 @@ def load_network(
     Args:
         run_dir: directory of the run; it is only read.
         record: its record.
+        scores: its validation results by step, by which ``best`` is chosen.
         checkpoint: which one; ``latest`` is the newest sound one.
         weights: the moving average or the weights themselves.
 
@@ -124,8 +144,8 @@ def load_network(
     config = record.config
     if weights == "ema" and config.optim.ema is None:
         raise CommandError(f"--weights ema: the run {run_dir} keeps no moving average (--optim.ema)")
-    scores = {step: values["accuracy"] for step, values in read_scores(run_dir).items()}
-    checkpoints = Checkpoints(run_dir / CHECKPOINTS, scores=scores, read_only=True)
+    accuracies = {step: values["accuracy"] for step, values in (scores or {}).items()}
+    checkpoints = Checkpoints(run_dir / CHECKPOINTS, scores=accuracies, read_only=True)
     candidates = _candidates(checkpoints, checkpoint, run_dir)
     model = abstract_network(config, record.dataset["num_classes"])
     restored = checkpoints.restore(_like(config, model), steps=candidates)
@@ -155,8 +175,3 @@ def _like(config: TrainConfig, model: nnx.Module) -> TrainState:
     shapes = abstract_state(config, model, optimizer_of(config, 1))
     here = SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
-
-
-def _tuples(values: dict) -> dict:
-    """JSON has lists where dataclasses have tuples."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}

@@ -1,6 +1,8 @@
 """`python -m train fit`: trains a network, from the first step or from where it stopped."""
 
+import collections
 import dataclasses
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -26,7 +28,8 @@ from train.presets import preset, recipe_for
 from train.record import code, read_record, shared_options
 from train.rundir import claimed, default_run_dir
 from train.runlog import check_log
-from train.session import Session, dataset_facts, open_session
+from train.session import Session, abstract_network, dataset_facts, open_session
+from train.step import split_model
 
 Config = TrainConfig
 
@@ -135,6 +138,7 @@ def _train(
     per_epoch = steps_per_epoch(dataset, config.batch)
     with ExitStack() as stack:
         display = Display(console, epochs=config.epochs, steps_per_epoch=per_epoch)
+        display.say(opening(config, dataset))
         interrupt = stack.enter_context(Interrupt())
         session = open_session(config, run_dir, dataset, placement, display, interrupt)
         stack.callback(session.close)
@@ -143,6 +147,18 @@ def _train(
         if report or ending == "interrupted":
             _report(config, run_dir, session, ending, console)
     return 0
+
+
+def opening(config: TrainConfig, dataset: Dataset) -> str:
+    """The first words of a run: what is about to be trained, before anything slow begins."""
+    network = abstract_network(config, dataset.num_classes)
+    parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(split_model(network)[1]))
+    devices = collections.Counter(device.device_kind for device in jax.devices())
+    return (
+        f"{config.model}: {parameters:,} parameters · {len(dataset.train):,} training and {len(dataset.val):,} "
+        f"validation images of {dataset.num_classes:,} classes · "
+        f"{', '.join(f'{count} x {kind}' for kind, count in devices.items())} · compiling"
+    )
 
 
 def _to_the_end(session: Session, display: Display, run_dir: Path) -> Ending:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax.numpy as jnp
 
@@ -13,6 +14,7 @@ from aa_flax.weights.variables import variables
 from train.config import TrainConfig, create_network
 from train.data import Dataset
 from train.errors import CommandError
+from train.networks import refuse_run
 
 # The last linear layer of each family.
 HEADS = ("fc.", "fc8.", "classifier.")
@@ -38,6 +40,7 @@ def initial_network(config: TrainConfig, dataset: Dataset) -> Network:
     model = create_network(config, num_classes)
     if config.init is None:
         return model
+    refuse_run(Path(config.init), "--init")
     try:
         source = load_pretrained(config.init)
     except (ValueError, OSError) as error:

@@ -1,14 +1,18 @@
 """Networks from what lies on the disk: a converted directory, or a PyTorch file."""
 
+import logging
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 from aa_flax.models.base import Network
 from aa_flax.models.registry import resolve_spec
 from aa_flax.weights.mapping import convert_state_dict
-from aa_flax.weights.store import PretrainedConfig, load_pretrained, read_config
+from aa_flax.weights.store import WEIGHTS_NAME, PretrainedConfig, load_pretrained, read_config
 from aa_flax.weights.torch_reader import read_torch_checkpoint
 from train.errors import CommandError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -17,6 +21,39 @@ class OpenedNetwork:
 
     model: Network
     config: PretrainedConfig
+
+
+def other_filter(config: PretrainedConfig) -> str | None:
+    """A sentence where weights were converted from a network with another filter; None where they were not.
+
+    Weights that have been trained since have another source.
+    """
+    taps, wanted = config.source.get("filter_size"), config.spec().filter_size
+    converted = config.source.get("layout") in ("reference", "torchvision") and "filter_size" in config.source
+    if not converted or not (taps is None or type(taps) is int) or taps == wanted:
+        return None
+    return (
+        f"these weights were made for {_blur(taps)}, {config.model} has {_blur(wanted)}: "
+        "its accuracy is lost until it is fine-tuned (python -m train fit --preset finetune)"
+    )
+
+
+def _blur(taps: int | None) -> str:
+    return "no blur" if taps is None else f"blurs of {taps} tap{'s' * (taps != 1)}"
+
+
+def refuse_run(path: Path, option: str) -> None:
+    """Refuses the directory of a run where weights are wanted: which of its checkpoints is meant is not said.
+
+    Raises:
+        CommandError: says how to export them.
+    """
+    if (path / "checkpoints").is_dir() and not (path / WEIGHTS_NAME).exists():
+        quoted = shlex.quote(str(path))
+        raise CommandError(
+            f"{option} {path} is the directory of a run: export its weights first: "
+            f"python -m train export {quoted} --output DIR"
+        )
 
 
 def open_network(path: Path, spec: str | None = None) -> OpenedNetwork:
@@ -36,6 +73,7 @@ def open_network(path: Path, spec: str | None = None) -> OpenedNetwork:
                 raise CommandError(f"{path} does not say which network it is of: give --model, such as resnet50_lpf4")
             model = convert_state_dict(read_torch_checkpoint(path), spec, what=str(path))
             return OpenedNetwork(model, PretrainedConfig(model=wanted, source={"file": path.name}))
+        refuse_run(path, "weights:")
         config = read_config(path)
         if wanted is not None and str(config.spec()) != wanted:
             raise CommandError(
@@ -43,6 +81,8 @@ def open_network(path: Path, spec: str | None = None) -> OpenedNetwork:
             )
         if config.in_channels != 3:
             raise CommandError(f"{path} takes images of {config.in_channels} channels; photos have 3")
+        if (notice := other_filter(config)) is not None:
+            log.warning("%s: %s", path, notice)
         return OpenedNetwork(load_pretrained(path), config)
     except (OSError, ValueError) as error:
         raise CommandError(" ".join(str(error).split())) from error

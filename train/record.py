@@ -10,12 +10,13 @@ import subprocess
 import sys
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from aa_flax.weights.config import Preprocessing
 from aa_flax.weights.json_file import read_json
 from train.config import CONDUCT, TrainConfig
 from train.errors import CommandError
@@ -33,6 +34,15 @@ PACKAGES = (
     "simplejpeg",
 )
 FILE_NAME = "config.json"
+# What a record says of its data; in a configuration that somebody has written by hand it may be missing.
+DATASET = {
+    "name": str,
+    "num_classes": int,
+    "class_names": list,
+    "preprocessing": dict,
+    "train_images": int,
+    "val_images": int,
+}
 # What each of several processes may have for itself; what lies behind the paths is compared instead.
 OWN = frozenset(
     [
@@ -94,13 +104,41 @@ def read_record(path: Path) -> Record:
     if not isinstance(content, dict) or "config" not in content:
         raise CommandError(f"{path} is not the config.json of a run: it has no field 'config'")
     config = _parse(TrainConfig, content["config"], str(path))
-    return Record(
-        config=config,
-        dataset=content.get("dataset", {}),
-        environment=content.get("environment", {}),
-        init=content.get("init"),
-        parent=content.get("parent"),
-    )
+    dataset, environment, init = content.get("dataset", {}), content.get("environment", {}), content.get("init")
+    parent = content.get("parent")
+    for name, value in (
+        ("dataset", dataset),
+        ("environment", environment),
+        ("parent", {} if parent is None else parent),
+    ):
+        if not isinstance(value, dict):
+            raise CommandError(f"{path}: {name}: expected an object, found {value!r:.80}")
+    _check_dataset(dataset, f"{path}: dataset")
+    if not (init is None or isinstance(init, str)):
+        raise CommandError(f"{path}: init is {init!r:.80}, but must be text")
+    return Record(config=config, dataset=dataset, environment=environment, init=init, parent=parent)
+
+
+def _check_dataset(dataset: dict[str, Any], where: str) -> None:
+    for name, kind in DATASET.items():
+        if name in dataset and type(dataset[name]) is not kind:
+            raise CommandError(f"{where}: {name} is {dataset[name]!r:.80}, but must be of type {kind.__name__}")
+    if dataset.get("num_classes", 1) < 1:
+        raise CommandError(f"{where}: num_classes is {dataset['num_classes']}, but must be at least 1")
+    if not all(isinstance(name, str) for name in dataset.get("class_names", ())):
+        raise CommandError(f"{where}: class_names must be text")
+    try:
+        preprocessing_of(dataset)
+    except (ValueError, TypeError) as error:
+        raise CommandError(f"{where}: preprocessing: {error}") from error
+
+
+def preprocessing_of(dataset: Mapping[str, Any]) -> Preprocessing:
+    """How the images of a record's data set are prepared."""
+    stored: dict[str, Any] = dataset.get("preprocessing", {})
+    # JSON has lists where dataclasses have tuples.
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in stored.items()}
+    return Preprocessing(**values)
 
 
 def shared_options(config: TrainConfig) -> dict[str, Any]:

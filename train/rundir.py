@@ -2,6 +2,7 @@
 
 import fcntl
 import fnmatch
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -65,13 +66,27 @@ def _locked(run_dir: Path) -> Iterator[None]:
 
 
 def _check_name(run_dir: Path) -> None:
-    """Orbax looks for what it has just saved by a pattern: below `[a]` it finds nothing, and the checkpoint is lost."""
+    """Refuses names under which the library that saves checkpoints would lose them."""
+    if not _is_utf8(str(run_dir.absolute())):
+        raise CommandError(
+            f"--run-dir {run_dir}: checkpoints are saved under names in UTF-8, which this is not under this locale; "
+            "set PYTHONUTF8=1, or choose another name"
+        )
+    # Orbax looks for what it has just saved by a pattern: below `[a]` it finds nothing.
     for name in run_dir.absolute().parts:
         if not fnmatch.fnmatchcase(name, name):
             raise CommandError(
                 f"--run-dir {run_dir}: checkpoints below {name!r} would be lost, because the library that saves them "
                 "reads brackets as a pattern; choose a directory without them"
             )
+
+
+def _is_utf8(path: str) -> bool:
+    """Whether the system knows a path by the bytes that UTF-8 has for it."""
+    try:
+        return path.encode() == os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
 
 
 def _remove_unused(run_dir: Path) -> None:

@@ -1,6 +1,9 @@
 """The written trace of a run: metrics.jsonl, validation.json, TensorBoard files and optionally wandb."""
 
 import json
+import logging
+import math
+import secrets
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +14,10 @@ from train.config import LogConfig
 from train.errors import CommandError
 from train.files import write_atomically
 
+log = logging.getLogger(__name__)
+
 Scores = dict[int, dict[str, float]]
+SCORES = ("accuracy", "accuracy_stderr", "consistency", "consistency_stderr")
 
 
 def check_log(config: LogConfig) -> None:
@@ -110,17 +116,27 @@ def read_scores(run_dir: Path) -> Scores:
     """Validation results by step; empty where there are none yet.
 
     Raises:
-        CommandError: validation.json is damaged.
+        CommandError: validation.json is damaged, or cannot be read.
     """
     path = run_dir / "validation.json"
     if not path.exists():
         return {}
     try:
-        return {int(step): dict(values) for step, values in read_json(path).items()}
+        return {int(step): _scores(values) for step, values in read_json(path).items()}
+    except OSError as error:
+        raise CommandError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, TypeError, AttributeError) as error:
         raise CommandError(
             f"{path} is damaged ({error}); delete it to go on without the scores of past epochs"
         ) from error
+
+
+def _scores(values: Any) -> dict[str, float]:
+    for name in SCORES:
+        value = values.get(name)
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise ValueError(f"{name} is {value!r}, but must be a number")
+    return dict(values)
 
 
 def write_scores(path: Path, scores: Scores) -> None:
@@ -129,15 +145,19 @@ def write_scores(path: Path, scores: Scores) -> None:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a log; the last may have been cut off when the process was killed."""
-    found = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    """The sound lines of a log; the last may have been cut off when the process was killed."""
+    found, damaged = [], 0
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
         try:
             line = parse_json(text)
         except ValueError:
-            continue
-        if isinstance(line, dict) and {"kind", "step"} <= line.keys():
+            line = None
+        if isinstance(line, dict) and type(line.get("step")) is int and isinstance(line.get("kind"), str):
             found.append(line)
+        elif text.endswith("\n"):
+            damaged += 1
+    if damaged:
+        log.warning("%s: %d damaged lines left out", path, damaged)
     return found
 
 
@@ -183,5 +203,17 @@ class TensorBoard:
 def _wandb(run_dir: Path, project: str | None, settings: Mapping[str, Any]) -> Any:
     import wandb  # type: ignore[import-not-found]
 
-    name = run_dir.absolute().name
-    return wandb.init(project=project, name=name, id=name, resume="allow", config=dict(settings), dir=str(run_dir))
+    # A run of this name may exist there already, made elsewhere: only what is drawn by chance is ours alone.
+    known = run_dir / "wandb-id"
+    if not known.exists():
+        write_atomically(known, secrets.token_hex(8).encode())
+    identity, name = known.read_text(encoding="utf-8").strip(), run_dir.absolute().name
+    try:
+        return wandb.init(
+            project=project, name=name, id=identity, resume="allow", config=dict(settings), dir=str(run_dir)
+        )
+    except wandb.Error as error:
+        reason = " ".join(str(error).split())
+        raise CommandError(
+            f"--log.wandb {project}: {reason}; log in with `wandb login`, or set WANDB_MODE=offline"
+        ) from error
