@@ -22,7 +22,7 @@ from aa_flax.surgery.blurs import DOWNSAMPLES
 from aa_flax.surgery.plan import Place, Plan, Slots, Survey
 from aa_flax.surgery.report import SurgeryReport
 from aa_flax.surgery.slots import check_classes, check_slots
-from aa_flax.surgery.trace import Trace, examine
+from aa_flax.surgery.trace import TracedProgram, traced
 from aa_flax.surgery.walk import Surgeon
 from aa_flax.weights.identity import first_difference
 
@@ -64,6 +64,9 @@ def antialias(
       ``{"blur": 2}`` stands for a pool of stride 2 inside ``__call__``, which the class makes dense when there is a
       blur. The networks of this package declare slots, and ``slots`` does it for classes that cannot be edited.
 
+    With an ``example`` the surgery finds such a ``conv2`` itself: the one module that takes what an activation makes of
+    the convolution's output.
+
     Elsewhere the input of the convolution is blurred, and the convolution keeps its stride: that gives the numbers of a
     blur straight behind it, inside the border, for a quarter of the operations. A stride of 4 is blurred for 2, as in
     the paper's AlexNet; the report says what stays.
@@ -87,8 +90,8 @@ def antialias(
             function of the map's channels (None behind pools) and the strides that makes the layer. Those other than
             ``blur`` never stand before a convolution that keeps its stride.
         example: an input of the network, or its shape and dtype; a tuple for several. It tells which convolutions read
-            the input and what the changes cost. Without it those are taken for readers that have the fewest input
-            channels, or three or fewer, and no 1x1 window.
+            the input, what follows the others, and what the changes cost. Without it those are taken for readers that
+            have the fewest input channels, or three or fewer, and no 1x1 window.
         rngs: source of the initial values of ``ddac``.
         share: let network and copy share their variables, so that training one trains the other; otherwise the copy
             has its own arrays.
@@ -120,7 +123,7 @@ def antialias(
     )
     _check_plan(plan)
     copy = _copy(model, share)
-    survey = Survey(model, copy, _traced(copy, example))
+    survey = Survey(model, copy, _program(copy, example))
     for argument, table in (("slots", plan.slots), ("replace", plan.replace)):
         check_classes(argument, table, survey.kinds)
     surgeon = Surgeon(plan, survey)
@@ -147,10 +150,10 @@ def _check_plan(plan: Plan) -> None:
         raise ValueError("replace takes {PoolClass: function of an instance that makes the layer in its place}")
 
 
-def _traced(model: nnx.Module, example: Any) -> Trace | None:
+def _program(model: nnx.Module, example: Any) -> TracedProgram | None:
     if example is None:
         return None
-    return examine(model, *(example if isinstance(example, tuple | list) else (example,)))
+    return traced(model, tuple(example) if isinstance(example, tuple | list) else (example,))
 
 
 def _check_model(model: Any) -> None:

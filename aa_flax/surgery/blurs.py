@@ -83,7 +83,7 @@ class Blurs:
         elif self.plan.downsample == "blur":
             # One axis after the other, first to last: the axes to come are still at full size.
             after += sum(taps * math.prod(factors[i + 1 :]) for i, f in enumerate(factors) if f > 1)
-        calls = [] if self.survey.trace is None else self.survey.trace.shapes.get(change.path, [])
+        calls = self.survey.shapes.get(change.path, [])
         if not calls:
             return dataclasses.replace(change, flops=(before, after))
         pixels = sum(math.prod(output[:-1]) for _, output in calls)

@@ -7,8 +7,9 @@ from typing import Any, Literal
 from flax import nnx
 
 from aa_flax.downsample import Downsample
+from aa_flax.surgery.flow import Flow
 from aa_flax.surgery.kinds import Path, children, dotted, enlarges, is_circular, kernel_size
-from aa_flax.surgery.trace import Trace
+from aa_flax.surgery.trace import TracedProgram
 
 Slots = Mapping[str, str | int]
 Place = Literal["activation", "before", "after"]
@@ -51,19 +52,24 @@ class Survey:
     Attributes:
         places: the dotted paths of each module, by its identity.
         circular: whether every convolution that sees neighbours lets the map go on at its other side.
-        trace: what an example input has shown, or None.
+        shapes: for each module the shapes of its calls on the example; nothing without one.
+        flow: the way that the example takes, or None.
     """
 
-    def __init__(self, model: nnx.Module, copy: nnx.Module, trace: Trace | None):
+    def __init__(self, model: nnx.Module, copy: nnx.Module, program: TracedProgram | None):
         # Copying sorts the attributes: the order they were made in is only known to the network itself.
         self.order = {dotted(path): i for i, (path, _) in enumerate(edges((), model, set()))}
         self.places: dict[int, list[str]] = {}
         self.kinds: set[type] = set()
-        self.trace = trace
+        self._modules: dict[str, nnx.Module] = {}
+        self.shapes = {} if program is None else program.shapes
+        self.flow = None if program is None else Flow(program)
         convs: dict[str, nnx.Conv] = {}
         for path, module in edges((), copy, set()):
             self.places.setdefault(id(module), []).append(dotted(path))
             self.kinds.update(type(module).__mro__)
+            if isinstance(module, nnx.Module):
+                self._modules[dotted(path)] = module
             if isinstance(module, nnx.Conv):
                 convs.setdefault(dotted(path), module)
         windows = {path: conv for path, conv in convs.items() if max(kernel_size(conv)) > 1}
@@ -76,9 +82,18 @@ class Survey:
     def reads_input(self, conv: nnx.Conv) -> bool:
         return id(conv) in self._readers
 
+    def behind_activation(self, path: str) -> tuple[str, nnx.Module] | None:
+        """Path and module that alone take what an activation makes of a layer's output, where the example shows it."""
+        target = None if self.flow is None else self.flow.behind_activation(path)
+        module = self._modules.get(target or "")
+        if not target or module is None or len(self.places[id(module)]) > 1:
+            return None
+        return target, module
+
     def _find_readers(self, convs: dict[str, nnx.Conv], windows: dict[str, nnx.Conv]) -> list[nnx.Conv]:
-        if self.trace is not None:
-            return [conv for path, conv in convs.items() if path in self.trace.readers]
+        if self.flow is not None:
+            readers = self.flow.readers()
+            return [conv for path, conv in convs.items() if path in readers]
         # Without an input this is a guess. Pictures have the fewest channels, and a map of three or fewer is one:
         # networks of several inputs have several. A 1x1 window rather belongs to a squeeze.
         seen = sorted((c.in_features, self.rank(path), path) for path, c in windows.items() if not enlarges(c))

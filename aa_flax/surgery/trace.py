@@ -1,6 +1,6 @@
-"""What a network does with an input: the strides that it still has, and which layers read the input.
+"""What a network does with an input, traced: every module's ``__call__`` runs in a scope of its own.
 
-Both are read from a trace in which every module's ``__call__`` runs in a scope of its own.
+:func:`find_strided` reads the strides from it that are left, :mod:`aa_flax.surgery.flow` what follows what.
 """
 
 import dataclasses
@@ -12,7 +12,8 @@ from typing import Any
 import flax
 import jax
 from flax import nnx
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from jax.ad_checkpoint import checkpoint_name
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 
 from aa_flax import blurpool, downsample, upsample
 from aa_flax.strided import BLURRED_SCOPE
@@ -27,6 +28,7 @@ _OWN = (
     upsample.BlurUpsample,
 )
 _SCOPE, _ANTIALIASED = "module=", "antialiased="
+TOOK, GAVE = "took=", "gave="
 _PACKAGE = Path(__file__).parents[1]
 _LIBRARIES = tuple(str(Path(str(library.__file__)).parent) for library in (jax, flax))
 
@@ -73,8 +75,7 @@ def find_strided(model: nnx.Module, *args: Any, **kwargs: Any) -> tuple[StridedO
     if not isinstance(model, nnx.Module):
         raise TypeError(f"find_strided takes a flax.nnx.Module, got {type(model).__name__}")
     found: dict[tuple[str, str, str], StridedOperation] = {}
-    jaxpr, _, _ = _traced(model, args, kwargs)
-    for operation in _operations(jaxpr, ""):
+    for operation in _operations(traced(model, args, kwargs).jaxpr, ""):
         key = operation.module, operation.kind, operation.source
         if key in found:
             stride = tuple(map(max, found[key].stride, operation.stride))
@@ -98,42 +99,37 @@ class Calls:
 
 
 @dataclasses.dataclass(frozen=True)
-class Trace:
-    """What one input shows about a network.
+class TracedProgram:
+    """What one input makes a network compute.
 
     Attributes:
-        readers: dotted paths of the modules that are the first to take a product with the input.
-        shapes: for each module its calls, shapes of input and output.
+        jaxpr: the program. Modules run in scopes of their names, and the arrays that they take first and give carry
+            their names too (``TOOK``, ``GAVE``).
+        inputs: the variables that hold the input.
+        shapes: for each module its calls, shapes of what it took first and gave.
     """
 
-    readers: frozenset[str]
+    jaxpr: Jaxpr
+    inputs: frozenset[Var]
     shapes: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]]
 
 
-def examine(model: nnx.Module, *args: Any) -> Trace:
-    """Traces a network in evaluation mode on inputs, of which only shapes and dtypes matter."""
-    jaxpr, calls, inputs = _traced(model, args, {})
-    readers: set[str] = set()
-    _follow(jaxpr, "", [v in inputs for v in jaxpr.invars], readers)
-    return Trace(frozenset(readers), calls.shapes)
-
-
-def _traced(model: nnx.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Jaxpr, Calls, set[Var]]:
-    """The network's program, the calls of its modules, and the variables of the program that hold ``args``."""
+def traced(model: nnx.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> TracedProgram:
+    """The program of a network in evaluation mode; only shapes and dtypes of ``args`` matter."""
     graphdef, state = nnx.split(model, graph=True)
     calls = Calls()
 
     def run(state: Any, *args: Any) -> Any:
-        traced = nnx.merge(graphdef, state)
-        traced.eval()
-        for path, module in list(nnx.iter_modules(traced, graph=True)):
+        copy = nnx.merge(graphdef, state)
+        copy.eval()
+        for path, module in list(nnx.iter_modules(copy, graph=True)):
             _give_scope(module, ".".join(map(str, path)), calls)
         # Only what it computes matters, and outputs may be of any type.
-        outputs = jax.tree.leaves(traced(*args, **kwargs))
+        outputs = jax.tree.leaves(copy(*args, **(kwargs or {})))
         return [leaf for leaf in outputs if isinstance(leaf, jax.Array)]
 
     jaxpr = jax.make_jaxpr(run)(state, *args).jaxpr
-    return jaxpr, calls, set(jaxpr.invars[len(jax.tree.leaves(state)) :])
+    return TracedProgram(jaxpr, frozenset(jaxpr.invars[len(jax.tree.leaves(state)) :]), calls.shapes)
 
 
 @functools.cache
@@ -141,10 +137,13 @@ def _scoped(kind: type) -> type:
     """A subclass whose calls run in a scope that names the instance."""
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        path = self._strided_scope.partition("=")[2]
         with jax.named_scope(self._strided_scope):
+            if args and isinstance(args[0], jax.Array):
+                args = (checkpoint_name(args[0], TOOK + path), *args[1:])
             output = kind.__call__(self, *args, **kwargs)
-        self._strided_calls.note(self._strided_scope.partition("=")[2], args, output)
-        return output
+            self._strided_calls.note(path, args, output)
+            return checkpoint_name(output, GAVE + path) if isinstance(output, jax.Array) else output
 
     return type(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__})
 
@@ -166,46 +165,18 @@ def _operations(jaxpr: Jaxpr, outer: str) -> Iterator[StridedOperation]:
         scopes = f"{outer}/{equation.source_info.name_stack}"
         if _ANTIALIASED in scopes:
             continue
-        for inner in _inner(equation):
+        for inner in inner_programs(equation):
             yield from _operations(inner, scopes)
         kind, stride = _stride(equation)
         if factors := _innermost(scopes, BLURRED_SCOPE):
             stride = _left(kind, stride, factors)
         if max(stride, default=1) > 1:
-            yield StridedOperation(_innermost(scopes, _SCOPE), kind, stride, _shape(equation), _source(equation))
+            yield StridedOperation(module_of(scopes), kind, stride, _shape(equation), _source(equation))
 
 
-def _follow(jaxpr: Jaxpr, outer: str, holds: list[bool], readers: set[str]) -> list[bool]:
-    """Follows the input through a program up to the first products, whose modules become ``readers``.
-
-    Args:
-        jaxpr: the program.
-        outer: the scopes that it runs in.
-        holds: for each of its arguments, whether that is made of the input.
-        readers: dotted paths, to which the ones in this program are added.
-
-    Returns:
-        For each of the program's outputs, whether it is made of the input.
-    """
-    made = {v for v, held in zip(jaxpr.invars, holds, strict=True) if held}
-
-    def held(variables: Any) -> list[bool]:
-        return [not isinstance(v, Literal) and v in made for v in variables]
-
-    for equation in jaxpr.eqns:
-        scopes, operands = f"{outer}/{equation.source_info.name_stack}", held(equation.invars)
-        if not any(operands):
-            continue
-        if equation.primitive.name in ("conv_general_dilated", "dot_general"):
-            readers.add(_innermost(scopes, _SCOPE))
-            continue
-        results = [True] * len(equation.outvars)
-        for inner in _inner(equation):
-            # Where the counts differ (branches, loops) the arguments in common are the last ones.
-            given = ([False] * len(inner.invars) + operands)[-len(inner.invars) :] if inner.invars else []
-            results = _follow(inner, scopes, given, readers)
-        made.update(v for v, result in zip(equation.outvars, results, strict=False) if result)
-    return held(jaxpr.outvars)
+def module_of(scopes: str) -> str:
+    """The dotted path of the module that runs in these scopes."""
+    return _innermost(scopes, _SCOPE)
 
 
 def _innermost(scopes: str, mark: str) -> str:
@@ -220,7 +191,7 @@ def _left(kind: str, stride: tuple[int, ...], factors: str) -> tuple[int, ...]:
     return (1, *(s // int(f) for s, f in zip(stride[1:-1], factors.split("x"), strict=True)), 1)
 
 
-def _inner(equation: JaxprEqn) -> Iterator[Jaxpr]:
+def inner_programs(equation: JaxprEqn) -> Iterator[Jaxpr]:
     for value in equation.params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
             if isinstance(item, ClosedJaxpr):

@@ -7,7 +7,8 @@ from typing import Any
 from flax import nnx
 
 from aa_flax import nn
-from aa_flax.surgery import blurs
+from aa_flax.strided import Blurred
+from aa_flax.surgery import blurs, refusals
 from aa_flax.surgery.kinds import (
     BLURRED,
     KEEPS_PLACE,
@@ -16,12 +17,8 @@ from aa_flax.surgery.kinds import (
     children,
     describe,
     dotted,
-    enlarges,
-    has_own_call,
     is_activation,
-    is_antialiased,
     is_pointwise,
-    kernel_size,
     pool_arguments,
     pool_of,
     strides_of,
@@ -29,9 +26,6 @@ from aa_flax.surgery.kinds import (
 from aa_flax.surgery.plan import Plan, Survey
 from aa_flax.surgery.report import STRIDE_1, Change, SurgeryReport
 from aa_flax.surgery.slots import ARROW, names_of, reach
-
-LEFT_OUT = "left out by `where`"
-ALREADY = "already anti-aliased"
 
 
 class Surgeon:
@@ -75,7 +69,7 @@ class Surgeon:
     def _replace(self, path: Path, node: Any, factory: Any) -> Any:
         if id(node) not in self.replaced:
             if self.plan.declines(dotted(path), node):
-                self._skipped(path, node, LEFT_OUT)
+                self._skipped(path, node, refusals.LEFT_OUT)
                 return node
             new = factory(node)
             if not callable(new):
@@ -83,8 +77,11 @@ class Surgeon:
                     f"the factory that replaces {type(node).__name__} at {dotted(path)} has to return a layer, "
                     f"got {type(new).__name__}"
                 )
+            detail = f"replaced by {type(new).__name__}"
+            if isinstance(node, Blurred) and node.input_blur is not None:
+                new = blurs.before(new, node.input_blur)
             self.replaced[id(node)] = new
-            self._done(path, node, f"replaced by {type(new).__name__}")
+            self._done(path, node, detail)
         return self.replaced[id(node)]
 
     def _visit_module(self, path: Path, module: nnx.Module) -> None:
@@ -104,9 +101,17 @@ class Surgeon:
         if not self._accepts(path, conv):
             return
         assert isinstance(conv, nnx.Conv)
-        here = dotted(path)
+        here, behind = dotted(path), None
+        if self.plan.place == "activation":
+            behind = self.survey.behind_activation(here)
+        if behind is not None and self.plan.replacement_of(behind[1]):
+            behind = None
         unseen = ": where its activation is cannot be seen" if self.plan.place == "activation" else ""
-        if self.plan.downsample == "blur" and is_pointwise(conv):
+        if behind is not None:
+            target, module = behind
+            self._changed(path, conv, f"blur before {target}, behind the activation", conv.out_features)
+            blurs.blur_input(target, module, self.blurs.layer(blurs.make_dense(conv), conv))
+        elif self.plan.downsample == "blur" and is_pointwise(conv):
             self._changed(path, conv, "blur before the convolution, with which it commutes", conv.in_features, False)
             blurs.blur_input(here, conv, self.blurs.layer(blurs.make_dense(conv), conv))
         elif self.plan.downsample == "blur" and self.plan.place != "after":
@@ -126,7 +131,7 @@ class Surgeon:
         elif function not in POOLS:
             reason = "only max_pool and avg_pool have an anti-aliased form"
         elif self.plan.declines(dotted(path), pool):
-            reason = LEFT_OUT
+            reason = refusals.LEFT_OUT
         elif self.plan.downsample == "ddac":
             reason = "ddac has to know the channels of its map, which a pool does not say"
         elif self.plan.downsample != "blur" and "count_include_pad" in given:
@@ -135,7 +140,7 @@ class Surgeon:
             self._skipped(path, pool, reason)
             return pool
         assert strides
-        self._check_axes(path, pool, len(strides))
+        refusals.check_axes(self.plan, dotted(path), pool, len(strides))
         self._done(path, pool, f"blur after a dense {function.__name__}")
         if self.plan.downsample == "blur":
             options = {"filter_size": self.plan.filter_size, "pad_type": self.blurs.pad_type()}
@@ -175,7 +180,7 @@ class Surgeon:
         if isinstance(source, int):
             if isinstance(current, BLURRED):
                 here = dotted((*path, slot))
-                self.changes.append(Change(here, f"pool stride {source}", "skipped", ALREADY))
+                self.changes.append(Change(here, f"pool stride {source}", "skipped", refusals.ALREADY))
             else:
                 self._fill(path, slot, owner, name, current, self._pool_blur(path, module, slot, source))
             return
@@ -191,7 +196,7 @@ class Surgeon:
         self.seen.add(id(conv))
         here = (*path, *source.split("."))
         if isinstance(current, BLURRED):
-            self._skipped(here, conv, ALREADY)
+            self._skipped(here, conv, refusals.ALREADY)
         elif self._accepts(here, conv):
             where = f"{type(module).__name__} puts it" if current is None else "its activation is"
             detail = f"blur in {dotted((*path, slot))}, where {where}"
@@ -236,7 +241,7 @@ class Surgeon:
         here, layer = dotted((*path, slot)), f"pool stride {stride}"
         reason = None
         if self.plan.declines(here, module):
-            reason = LEFT_OUT
+            reason = refusals.LEFT_OUT
         elif self.plan.downsample == "ddac":
             reason = "ddac has to know the channels of its map, which a pool does not say"
         if reason:
@@ -248,54 +253,10 @@ class Surgeon:
 
     def _accepts(self, path: Path, conv: nnx.Conv | nnx.ConvTranspose) -> bool:
         """Whether a convolution is to be changed; if not, the report says why."""
-        reason = self._objection(dotted(path), conv)
+        reason = refusals.objection(self.plan, self.survey, dotted(path), conv)
         if reason:
             self._skipped(path, conv, reason)
-            return False
-        self._check_axes(path, conv, len(kernel_size(conv)))
-        places = self.survey.places[id(conv)]
-        if len(places) > 1:
-            raise ValueError(
-                f"{' and '.join(places)} are one layer, whose stride cannot move into two places: give "
-                "each its own nnx.Conv (they may share the kernel variable), or leave it out by `where`"
-            )
-        return True
-
-    def _objection(self, path: str, conv: nnx.Conv | nnx.ConvTranspose) -> str | None:
-        if isinstance(conv, nnx.ConvTranspose) or enlarges(conv):
-            return self._enlarging(path, conv)
-        if max(strides_of(conv)) == 1:
-            return STRIDE_1
-        if is_antialiased(conv):
-            return ALREADY
-        if not self.plan.first and self.survey.reads_input(conv):
-            return f"reads the image ({conv.in_features} channels); first=True includes it"
-        if conv.in_features < self.plan.min_channels:
-            return f"fewer than min_channels={self.plan.min_channels} input channels"
-        if self.plan.declines(path, conv):
-            return LEFT_OUT
-        if has_own_call(conv):
-            return f"{type(conv).__name__} has a __call__ of its own: declare antialias_slots or use aa_flax.nn.Conv"
-        return None
-
-    def _enlarging(self, path: str, conv: nnx.Conv | nnx.ConvTranspose) -> str:
-        if isinstance(conv, nnx.ConvTranspose) and max(strides_of(conv)) == 1:
-            return STRIDE_1
-        advice = "it enlarges: a stride-1 convolution and aa_flax.BlurUpsample before it take its place"
-        if self.plan.where is not None and self.plan.where(path, conv):
-            raise ValueError(f"{path} ({describe(conv)}) cannot be anti-aliased by a blur behind it: {advice}")
-        return advice
-
-    def _check_axes(self, path: Path, layer: Any, axes: int) -> None:
-        if axes == self.plan.spatial_dims:
-            return
-        hint = f"pass spatial_dims={axes} if the whole network works on {axes} axes"
-        if axes == 1 and isinstance(layer, nnx.Conv):
-            size = layer.kernel_size[0]
-            hint = f"nnx.Conv takes kernel_size={size} for one axis, write {(size, size)} for images; {hint}"
-        raise ValueError(
-            f"{dotted(path)} ({describe(layer)}) works on {axes} axes, not {self.plan.spatial_dims}: {hint}"
-        )
+        return not reason
 
     def _changed(self, path: Path, conv: nnx.Conv, detail: str, channels: int, dense: bool = True) -> None:
         """Reports a convolution that is about to change; ``channels`` are those of the map that is blurred."""
