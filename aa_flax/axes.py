@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from aa_flax.meshes import require_whole
+
 
 def spatial_axes(caller: str, x: jax.Array, spatial_dims: int | None) -> range:
     """The spatial axes of ``x``, counted from the front.
@@ -21,15 +23,17 @@ def spatial_axes(caller: str, x: jax.Array, spatial_dims: int | None) -> range:
         spatial_dims: how many axes are spatial; None for all but the first and the last.
 
     Raises:
-        ValueError: if the array has fewer axes than that and the channels.
+        ValueError: if the array has fewer axes than that and the channels, or one of them is cut over devices.
     """
     if spatial_dims is None:
         if x.ndim < 3:
             raise ValueError(f"{caller} takes (N, spatial..., C), got shape {x.shape}")
-        return range(1, x.ndim - 1)
+        spatial_dims = x.ndim - 2
     if x.ndim < spatial_dims + 1:
         raise ValueError(f"{caller} takes (..., {spatial_dims} spatial axes, C), got shape {x.shape}")
-    return range(x.ndim - 1 - spatial_dims, x.ndim - 1)
+    axes = range(x.ndim - 1 - spatial_dims, x.ndim - 1)
+    require_whole(x, axes)
+    return axes
 
 
 def check_floating(caller: str, x: jax.Array) -> None:

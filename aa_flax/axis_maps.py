@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from aa_flax.meshes import require_whole
 from aa_flax.platforms import platform_dependent
 
 
@@ -78,6 +79,7 @@ def apply(x: jax.Array, maps: Maps) -> jax.Array:
     """
     if not maps:
         return x
+    require_whole(x, (one.axis for one in maps))
 
     def rounded(form: Callable[[jax.Array, Maps], jax.Array]) -> Callable[[jax.Array], jax.Array]:
         return lambda x: form(x, maps).astype(x.dtype)

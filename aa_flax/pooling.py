@@ -41,43 +41,47 @@ def max_pool(
     Raises:
         ValueError: if the padded map is smaller than the window.
     """
-    batch_dims = spatial_axes("max_pool", x, 2).start
+    axes = spatial_axes("max_pool", x, 2)
     pads = per_axis("padding", padding, 2, least=0)
     if any(pads):
-        x = lax.pad(x, _lowest(x.dtype), [(0, 0, 0)] * batch_dims + [(p, p, 0) for p in pads] + [(0, 0, 0)])
-    return _window_max(x, per_axis("window", window, 2), per_axis("stride", stride, 2))
+        x = lax.pad(x, _lowest(x.dtype), [(0, 0, 0)] * axes.start + [(p, p, 0) for p in pads] + [(0, 0, 0)])
+    return window_max(x, tuple(axes), per_axis("window", window, 2), per_axis("stride", stride, 2))
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
-def _window_max(x: jax.Array, sizes: tuple[int, int], strides: tuple[int, int]) -> jax.Array:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
+def window_max(x: jax.Array, axes: tuple[int, ...], sizes: tuple[int, ...], strides: tuple[int, ...]) -> jax.Array:
+    """The maximum over windows along any axes, without padding: window and stride for each of them."""
     # Columns, then rows: of several equal maxima the first in reading order wins, as in PyTorch.
-    for axis in (1, 0):
-        x = functools.reduce(_larger, _shifted(x, axis, sizes[axis], strides[axis]))
+    for axis, size, stride in reversed(list(zip(axes, sizes, strides, strict=True))):
+        x = functools.reduce(_larger, _shifted(x, axis, size, stride))
     return x
 
 
-@_window_max.defjvp
-def _window_max_jvp(sizes: tuple[int, int], strides: tuple[int, int], primals, tangents):
+@window_max.defjvp
+def _window_max_jvp(axes: tuple[int, ...], sizes: tuple[int, ...], strides: tuple[int, ...], primals, tangents):
     # What is kept for the backward pass is one byte a window, the place of its maximum, where differentiating the
     # selections above would keep a byte for each of them.
-    value, *others = _in_windows(primals[0], sizes, strides)
+    value, *others = _in_windows(primals[0], axes, sizes, strides)
     place = jnp.zeros(value.shape, jnp.uint8 if len(others) < 256 else jnp.int32)
     for i, other in enumerate(others, 1):
         stays = _stays(value, other)
         value, place = jnp.where(stays, value, other), jnp.where(stays, place, i)
-    moved = [jnp.where(place == i, t, 0) for i, t in enumerate(_in_windows(tangents[0], sizes, strides))]
+    moved = [jnp.where(place == i, t, 0) for i, t in enumerate(_in_windows(tangents[0], axes, sizes, strides))]
     return value, functools.reduce(jnp.add, moved)
 
 
-def _in_windows(x: jax.Array, sizes: tuple[int, int], strides: tuple[int, int]) -> list[jax.Array]:
+def _in_windows(
+    x: jax.Array, axes: tuple[int, ...], sizes: tuple[int, ...], strides: tuple[int, ...]
+) -> list[jax.Array]:
     """The samples of every window, in reading order."""
-    rows = _shifted(x, 0, sizes[0], strides[0])
-    return [sample for row in rows for sample in _shifted(row, 1, sizes[1], strides[1])]
+    samples = [x]
+    for axis, size, stride in zip(axes, sizes, strides, strict=True):
+        samples = [one for sample in samples for one in _shifted(sample, axis, size, stride)]
+    return samples
 
 
-def _shifted(x: jax.Array, spatial: int, size: int, stride: int) -> list[jax.Array]:
-    """The samples of every window along height (0) or width (1): first ones, second ones, and so on."""
-    axis = x.ndim - 3 + spatial
+def _shifted(x: jax.Array, axis: int, size: int, stride: int) -> list[jax.Array]:
+    """The samples of every window along one axis: first ones, second ones, and so on."""
     if x.shape[axis] < size:
         raise ValueError(f"a pooling window of {size} is larger than axis {axis} of the map, shape {x.shape}")
     span = (x.shape[axis] - size) // stride * stride + 1
@@ -104,12 +108,12 @@ def avg_pool(x: jax.Array, window: int | Sequence[int], stride: int | Sequence[i
         TypeError: if ``x`` is not floating point.
         ValueError: if the map is smaller than the window.
     """
-    spatial_axes("avg_pool", x, 2)
+    axes = spatial_axes("avg_pool", x, 2)
     check_floating("avg_pool", x)
     y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     sizes, strides = per_axis("window", window, 2), per_axis("stride", stride, 2)
-    for axis in (1, 0):
-        y = functools.reduce(jnp.add, _shifted(y, axis, sizes[axis], strides[axis])) / sizes[axis]
+    for axis, size, step in reversed(list(zip(axes, sizes, strides, strict=True))):
+        y = functools.reduce(jnp.add, _shifted(y, axis, size, step)) / size
     return y.astype(x.dtype)
 
 

@@ -11,7 +11,6 @@ import copyreg
 import dataclasses
 import functools
 import inspect
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -24,6 +23,7 @@ from jax import lax
 from aa_flax import blurpool, pooling
 from aa_flax.axes import per_axis
 from aa_flax.downsample import Downsample
+from aa_flax.meshes import require_whole
 
 BLURRED_SCOPE = "blurred="
 Padding = str | Sequence[tuple[int, int]]
@@ -100,6 +100,7 @@ class BlurredConvolution:
         **options: Any,
     ) -> jax.Array:
         axes = range(1, lhs.ndim - 1)
+        require_whole(lhs, axes)
         if lhs_dilation is not None and any(d > 1 for d in lhs_dilation):
             raise ValueError(
                 f"a convolution with input_dilation={tuple(lhs_dilation)} enlarges its input, there is nothing to "
@@ -134,9 +135,7 @@ def dense_max(x: jax.Array, axes: Sequence[int], window: Sequence[int], pads: Se
         margins[axis] = (lo, hi, 0)
     x = lax.pad(x, jnp.asarray(lowest, x.dtype), margins)
     for axis, size in zip(reversed(axes), reversed(window), strict=True):
-        flat = x.reshape(math.prod(x.shape[:axis]), x.shape[axis], math.prod(x.shape[axis + 1 :]), 1)
-        y = pooling.max_pool(flat, (size, 1), 1)
-        x = y.reshape(*x.shape[:axis], y.shape[1], *x.shape[axis + 1 :])
+        x = pooling.window_max(x, (axis,), (size,), (1,))
     return x
 
 

@@ -141,13 +141,6 @@ def test_eight_devices_change_nothing(name):
     np.testing.assert_array_equal(one.per_image, eight.per_image)
 
 
-def test_an_explicit_mesh_is_refused():
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
-    spread = jax.device_put(toys.photos(16, 29, 30), NamedSharding(mesh, PartitionSpec("data")))
-    with pytest.raises(ValueError, match="Explicit axes"):
-        protocol_of("crop").per_image(Partial(toys.strided), spread, index=np.arange(16))
-
-
 @pytest.mark.parametrize("name", SAMPLED)
 def test_a_result_tells_how_to_repeat_it(name):
     images, fn = toys.photos(13, 29, 30), toys.called(toys.strided)

@@ -7,7 +7,6 @@ from typing import Any, ClassVar, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding
 
 from aa_flax.consistency.result import Result
 from aa_flax.consistency.sweep import (
@@ -21,6 +20,7 @@ from aa_flax.consistency.sweep import (
     sweep,
 )
 from aa_flax.consistency.views import Size
+from aa_flax.meshes import take_rows
 
 PerImage = dict[str, Any]
 Arrays = Mapping[str, np.ndarray]
@@ -170,9 +170,9 @@ class Protocol:
             rows = np.minimum(np.arange(start, start + batch), count - 1)
             part = self.per_image(
                 fn,
-                images if batch == count else images[rows],
+                images if batch == count else take_rows(images, rows),
                 index=index[rows],
-                labels=None if labels is None else labels[rows],
+                labels=labels if labels is None or batch == count else take_rows(labels, rows),
                 preprocess=preprocess,
             )
             done = min(start + batch, count)
@@ -218,18 +218,7 @@ def _images(images: Any, move: bool = True) -> Any:
     if dtype is None or not jnp.issubdtype(dtype, jnp.number):
         raise ValueError(f"images must be an array of numbers; got {type(images).__name__} {dtype}")
     images = jnp.asarray(images) if move else images
-    if _spread_explicitly(getattr(images, "sharding", None)):
-        raise ValueError(
-            "images are sharded over a mesh with Explicit axes, under which shifts of single "
-            "images cannot be traced: make the mesh with axis_types=(AxisType.Auto, ...)"
-        )
     return images
-
-
-def _spread_explicitly(sharding: object) -> bool:
-    if not isinstance(sharding, NamedSharding) or all(each is None for each in sharding.spec):
-        return False
-    return AxisType.Explicit in sharding.mesh.axis_types
 
 
 def _numbers(name: str, given: Any, count: int) -> Any:

@@ -11,6 +11,8 @@ from flax import nnx
 from jax import lax
 from jax.tree_util import Partial
 
+from aa_flax.meshes import cut_alike
+
 Predictor = Callable[[Any], Any]
 Preprocess = Callable[[jax.Array], jax.Array]
 View = Callable[[jax.Array, jax.Array], jax.Array]
@@ -135,7 +137,7 @@ def _by_image(seen: Any, shifts: int) -> Any:
 
 
 def _views(images: jax.Array, part: jax.Array, view: View, preprocess: Preprocess | None) -> jax.Array:
-    views = jax.vmap(jax.vmap(view, in_axes=(None, 0)))(images, part)
+    views = jax.vmap(jax.vmap(view, in_axes=(None, 0)))(images, cut_alike(part, images))
     views = views.reshape(-1, *views.shape[2:])
     return views if preprocess is None else preprocess(views)
 
@@ -147,7 +149,7 @@ def _readings(
     if logits.ndim != 2 or logits.shape[0] != views or not logits.shape[1]:
         raise ValueError(f"fn must return logits (images, classes); for {views} images it returned {logits.shape}")
     if labels is not None:
-        labels = jnp.repeat(labels, shape[1], total_repeat_length=views)
+        labels = jnp.broadcast_to(labels.reshape(-1, 1), shape).reshape(views)
     seen = readout(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), labels)
     return {name: array.reshape(shape) for name, array in seen.items()}
 

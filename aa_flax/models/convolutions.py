@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from aa_flax.meshes import require_whole
 from aa_flax.platforms import platform_dependent
 
 # Images have no more channels than this: colour and, at times, transparency or depth.
@@ -44,6 +45,7 @@ def depthwise_conv(
     Returns:
         (N, H', W', C) of the input's dtype; sums run in float32 or wider.
     """
+    require_whole(x, (1, 2))
     native = functools.partial(lax.conv_general_dilated, window_strides=window_strides, padding=padding, **options)
     if _dilated(options.get("lhs_dilation")):
         return native(x, kernel)
@@ -63,6 +65,7 @@ def dense_conv(
     For ``nnx.Conv(conv_general_dilated=...)``; the other arguments are those of :func:`depthwise_conv`, the result is
     (N, H', W', features) of the input's dtype. Groups and dilated maps stay as they are.
     """
+    require_whole(x, (1, 2))
     native = functools.partial(lax.conv_general_dilated, window_strides=window_strides, padding=padding, **options)
     if _dilated(options.get("lhs_dilation")) or options.get("feature_group_count", 1) != 1:
         return native(x, kernel)
@@ -134,7 +137,7 @@ class _Places(NamedTuple):
 
 def _shifted_products(x: jax.Array, kernel: jax.Array, *, places: _Places) -> jax.Array:
     dtype = jnp.promote_types(x.dtype, jnp.float32)
-    factors = kernel.astype(dtype).reshape(-1, kernel.shape[-1])
+    factors = kernel.astype(dtype).reshape(-1, 1, 1, 1, kernel.shape[-1])
     terms = (sample.astype(dtype) * factor for sample, factor in zip(places.samples(x), factors, strict=True))
     return functools.reduce(jnp.add, terms).astype(x.dtype)
 
@@ -163,6 +166,8 @@ def _convolve_blocks(
     x = lax.pad(x, np.zeros((), x.dtype), [none, *pads, none])
     kernel = lax.pad(kernel, np.zeros((), kernel.dtype), [*taps, none, none])
     n, height, width, channels = x.shape
+    # One axis at a time: JAX knows how an array of a mesh with Explicit axes lies after that, and XLA joins both.
+    x = x.reshape(n, height // stride, stride, width, channels)
     x = x.reshape(n, height // stride, stride, width // stride, stride, channels)
     x = x.transpose(0, 1, 3, 2, 4, 5).reshape(n, height // stride, width // stride, -1)
     rows, columns, _, features = kernel.shape

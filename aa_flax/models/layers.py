@@ -12,6 +12,7 @@ from jax.nn.initializers import zeros
 
 from aa_flax.blurpool import BlurPool2D
 from aa_flax.downsample import AdaptivePolyphase, ContentAdaptiveBlur, Downsample, IdealLowPass
+from aa_flax.meshes import require_whole
 from aa_flax.models.convolutions import dense_conv, depthwise_conv
 from aa_flax.models.initialisers import Initialiser, he_fan_out, torch_default, torch_default_bias
 from aa_flax.pooling import max_pool
@@ -99,50 +100,51 @@ class BatchNorm(nnx.BatchNorm):
             use_running_average = bool(self.use_running_average)
         assert self.scale is not None
         assert self.bias is not None
-        dtype = jnp.promote_types(x.dtype, jnp.float32)
-        wide = x.astype(dtype)
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        mean, var, scale, bias = (_row(v[...], wide) for v in (self.mean, self.var, self.scale, self.bias))
         if use_running_average:
-            centre, offset, var = self.mean[...].astype(dtype), None, self.var[...].astype(dtype)
+            centre, offset = mean, None
         else:
             centre, offset, var = self._batch_statistics(wide)
-        factor = jax.lax.rsqrt(var + self.epsilon) * self.scale[...].astype(dtype)
-        bias = self.bias[...].astype(dtype)
+        factor = jax.lax.rsqrt(var + self.epsilon) * scale
         if offset is not None:
             # The mean is subtracted as the centre from every pixel and as the offset from the bias: the centre is a
             # constant for differentiation, and the gradient needs two sums over the map instead of three.
             bias = bias - offset * factor
-        if factor.ndim == 2:
-            # One row of statistics a group: repeat it for the examples of the group.
-            shape = (len(x), *(1,) * (x.ndim - 2), -1)
-            centre, factor, bias = (jnp.repeat(s, len(x) // len(s), 0).reshape(shape) for s in (centre, factor, bias))
         y = (wide - centre) * factor + bias
         return y.astype(self.dtype or x.dtype)
 
     def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """A rough mean, what the mean is above it, and the biased variance; updates the running statistics.
 
-        All are (C,), or (groups, C) with groups.
+        All are (1, ..., C), or (N, ..., C) with groups: each example has those of its group.
         """
         _check_count(x.shape, self.group_size)
-        if self.group_size is not None:
-            if len(x) % self.group_size:
-                raise ValueError(f"a batch of {len(x)} is no multiple of group_size={self.group_size}")
-            x = x.reshape(-1, self.group_size, *x.shape[1:])
-        first = 0 if self.group_size is None else 1
-        axes = tuple(range(first, x.ndim - 1))
+        group = len(x) if self.group_size is None else self.group_size
+        if len(x) % group:
+            raise ValueError(f"a batch of {len(x)} is no multiple of group_size={group}")
+
+        def mean(values: jax.Array) -> jax.Array:
+            if self.group_size is None:
+                return values.mean(range(x.ndim - 1), keepdims=True)
+            return _group_means(values.mean(range(1, x.ndim - 1)), group).reshape(len(x), *(1,) * (x.ndim - 2), -1)
+
+        require_whole(x, range(1, x.ndim - 1))
         # One pass over x: both sums are taken about a rough mean, which keeps the variance from cancelling.
-        shift = _rough_mean(x, axes)
+        shift = jax.lax.stop_gradient(mean(_every_eighth(x)))
         shifted = x - shift
-        offset = shifted.mean(axes, keepdims=True)
-        var = jnp.square(shifted).mean(axes, keepdims=True) - jnp.square(offset)
-        shift, offset, var = (s.reshape(*x.shape[:first], -1) for s in (shift, offset, jnp.where(var < 0, 0, var)))
-        count = x.size // x.shape[-1] // (1 if self.group_size is None else len(x))
+        offset = mean(shifted)
+        var = mean(jnp.square(shifted)) - jnp.square(offset)
+        var = jnp.where(var < 0, 0, var)
+        count = group * math.prod(x.shape[1:-1])
         unbiased = var * (count / max(count - 1, 1))
         for running, batch in ((self.mean, shift + offset), (self.var, unbiased)):
             # With groups the running statistics follow the mean over them; the reference keeps the first
             # device's, which has the same expectation and a larger spread.
-            batch = jax.lax.stop_gradient(batch if first == 0 else batch.mean(0))
-            running[...] = (self.momentum * running[...] + (1 - self.momentum) * batch).astype(running.dtype)
+            batch = jax.lax.stop_gradient(batch.mean(range(x.ndim - 1)))
+            wide = jnp.promote_types(running.dtype, batch.dtype)
+            updated = self.momentum * running[...].astype(wide) + (1 - self.momentum) * batch.astype(wide)
+            running[...] = updated.astype(running.dtype)
         return shift, offset, var
 
 
@@ -157,15 +159,29 @@ def _check_count(shape: tuple[int, ...], group_size: int | None) -> None:
         )
 
 
-def _rough_mean(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """The mean over every eighth pixel, with the reduced axes kept; a constant for differentiation.
+def _row(values: jax.Array, x: jax.Array) -> jax.Array:
+    """One value for each channel, as (1, ..., C) of the rank and dtype of the map ``x``."""
+    return values.astype(x.dtype).reshape(*(1,) * (x.ndim - 1), -1)
+
+
+def _group_means(values: jax.Array, size: int) -> jax.Array:
+    """For each example of (N, C) the mean over the ``size`` consecutive examples of its group."""
+    sharding = jax.typeof(values).sharding
+    if sharding.shard_shape(values.shape)[0] % size:
+        # On a mesh with Explicit axes JAX does not part a group between devices by itself.
+        values = jax.sharding.reshard(values, jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec()))
+    groups = values.reshape(-1, size, values.shape[-1])
+    return jnp.broadcast_to(groups.mean(1, keepdims=True), groups.shape).reshape(values.shape)
+
+
+def _every_eighth(x: jax.Array) -> jax.Array:
+    """Every eighth pixel along each spatial axis, for a rough mean.
 
     A mean over one sample in n lies at most sqrt(n) standard deviations from the true one, so that a variance
     about it loses at most a factor of about n in precision, whatever the values; n is about 64 for images.
     """
-    batch, *spatial = axes
-    every = [slice(min(4, n // 2), None, 8) if i in spatial else slice(None) for i, n in enumerate(x.shape)]
-    return jax.lax.stop_gradient(x[tuple(every)].mean((batch, *spatial), keepdims=True))
+    spatial = (slice(min(4, n // 2), None, 8) for n in x.shape[1:-1])
+    return x[(slice(None), *spatial)]
 
 
 class FrozenBatchNorm(BatchNorm):
@@ -178,11 +194,11 @@ class FrozenBatchNorm(BatchNorm):
     def __call__(self, x: jax.Array, use_running_average: bool | None = None, *, mask: None = None) -> jax.Array:
         assert self.scale is not None
         assert self.bias is not None
-        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         mean, var, scale, bias = (
-            jax.lax.stop_gradient(v[...]).astype(dtype) for v in (self.mean, self.var, self.scale, self.bias)
+            _row(jax.lax.stop_gradient(v[...]), wide) for v in (self.mean, self.var, self.scale, self.bias)
         )
-        y = (x.astype(dtype) - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
+        y = (wide - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
         return y.astype(self.dtype or x.dtype)
 
 
