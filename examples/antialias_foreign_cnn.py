@@ -26,7 +26,7 @@ from rich.table import Table
 import aa_flax
 from aa_flax import consistency
 from aa_flax.local_paths import check_local_paths
-from train.data.cache import default_cache_directory
+from aa_flax.weights.catalog import cache_directory
 from train.data.cifar import open_cifar10
 from train.errors import CommandError
 
@@ -108,7 +108,7 @@ class Images:
 def load(config: Config) -> Images:
     """The first images of a fixed shuffle of each split."""
     arrays = []
-    sources = open_cifar10(config.data, default_cache_directory())
+    sources = open_cifar10(config.data, cache_directory())
     for source, count in zip(sources, (config.images, config.test_images), strict=True):
         # The files are in the order of their classes.
         chosen = np.sort(np.random.default_rng(0).permutation(len(source))[:count])

@@ -12,9 +12,15 @@ import pytest
 from aa_flax.models.registry import list_models, parse_spec
 from aa_flax.weights import catalog
 from aa_flax.weights.catalog import DownloadError, Published
+from train.data.datasets import DataConfig, open_dataset
+from train.errors import CommandError
 
 BODY = bytes(range(256)) * 3000
 DIGEST = hashlib.sha256(BODY).hexdigest()
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -132,7 +138,7 @@ class TestDownload:
         assert path.read_bytes() == BODY
         assert seen[-1] == (len(BODY), len(BODY))
         assert [done for done, _ in seen] == sorted(done for done, _ in seen)
-        assert [file.name for file in path.parent.iterdir()] == ["good.pth"]
+        assert sorted(file.name for file in path.parent.iterdir()) == ["good.pth", "good.pth.sha256"]
 
     def test_a_second_call_uses_the_cache(self, server: str, tmp_path: Path):
         for _ in range(2):
@@ -142,6 +148,39 @@ class TestDownload:
     def test_a_damaged_cache_is_replaced(self, server: str, tmp_path: Path):
         (tmp_path / "good.pth").write_bytes(BODY[:-1])
         assert catalog.download(entry(f"{server}/good.pth"), tmp_path).read_bytes() == BODY
+
+    def test_the_whole_digest_of_the_first_use_counts_from_then_on(self, server: str, tmp_path: Path):
+        """Eight digits are published: files that share them are a matter of hours to a forger."""
+        weak, path, record = (
+            entry(f"{server}/good.pth", DIGEST[:1]),
+            tmp_path / "good.pth",
+            tmp_path / "good.pth.sha256",
+        )
+        forged = next(b for n in range(1000) if sha256(b := b"%d" % n).startswith(DIGEST[:1]))
+        catalog.download(weak, tmp_path)
+        assert record.read_text() == DIGEST + "\n"
+        path.write_bytes(forged)
+        assert catalog.download(weak, tmp_path).read_bytes() == BODY
+        for kept in (sha256(forged), "nonsense", ""):
+            record.write_text(kept)
+            path.write_bytes(BODY)
+            with pytest.raises(DownloadError, match=rf"is {DIGEST}, but was '{kept}' at first use \({record}\)"):
+                catalog.download(weak, tmp_path)
+        # Without a record the file that is there counts as the first.
+        record.unlink()
+        path.write_bytes(forged)
+        assert catalog.download(weak, tmp_path).read_bytes() == forged
+        assert record.read_text().strip() == sha256(forged)
+
+    def test_a_cache_that_can_only_be_read(self, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        (tmp_path / "good.pth").write_bytes(BODY)
+
+        def refused(*args: object):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(Path, "write_text", refused)
+        assert catalog.download(entry(f"{server}/good.pth"), tmp_path) == tmp_path / "good.pth"
+        assert [file.name for file in tmp_path.iterdir()] == ["good.pth"]
 
     def test_redirects_and_servers_that_do_not_tell_the_size(self, server: str, tmp_path: Path):
         assert catalog.download(entry(f"{server}/moved.pth"), tmp_path).read_bytes() == BODY
@@ -214,3 +253,25 @@ def test_cache_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     assert catalog.cache_directory() == tmp_path / ".cache" / "aa_flax"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AA_FLAX_CACHE", "~/mine")
+    assert catalog.cache_directory() == tmp_path / "mine"
+
+
+@pytest.mark.parametrize("variable", ["AA_FLAX_CACHE", "XDG_CACHE_HOME"])
+def test_downloads_and_decoded_images_lie_in_one_cache(variable: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """With `~` and a relative path, which two readers of the variables may take in two ways."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("AA_FLAX_CACHE", raising=False)
+    asked = []
+
+    def remember(location: Path, cache: Path):
+        asked.append(cache)
+        raise CommandError("enough")
+
+    monkeypatch.setattr("train.data.cifar.open_cifar10", remember)
+    for value in ("~/mine", "relative", str(tmp_path)):
+        monkeypatch.setenv(variable, value)
+        with pytest.raises(CommandError, match="enough"):
+            open_dataset(DataConfig(name="cifar10", dir=tmp_path))
+        assert asked.pop() == catalog.cache_directory()

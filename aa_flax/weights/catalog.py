@@ -1,5 +1,6 @@
 """The published checkpoints and figures, as data, and how to get a checkpoint."""
 
+import contextlib
 import csv
 import dataclasses
 import fnmatch
@@ -42,7 +43,8 @@ class Published:
         training: `scratch`, `finetuned` from torchvision's weights, or `torchvision` itself (the baseline).
         top1: accuracy on ImageNet's validation images, in percent.
         consistency: how often two crops of one image get one answer, in percent (Zhang 2019, section 4.1).
-        sha256_prefix: first digits of the checkpoint's SHA-256; None where only figures are published.
+        sha256_prefix: first digits of the checkpoint's SHA-256, as many as its publisher tells; None where only
+            figures are published.
         url: where the checkpoint is.
     """
 
@@ -176,7 +178,8 @@ def fetch(
         progress: called with the bytes got so far and in all (None if the server does not say).
 
     Returns:
-        The file, whose SHA-256 begins as published: it is checked at every call.
+        The file. At every call its SHA-256 has to begin as published, with few digits, and to be wholly what it was
+        at first use, which a file beside it with the ending `.sha256` keeps.
 
     Raises:
         ValueError: unknown spec, or no checkpoint is published for it.
@@ -196,8 +199,12 @@ def download(entry: Published, directory: Path, progress: Progress | None = None
     if not (entry.url and entry.sha256_prefix and entry.file_name):
         raise ValueError(f"{entry.spec} ({entry.training}) has no checkpoint")
     path = directory / entry.file_name
+    first_use = FirstUse(path.with_name(path.name + ".sha256"), entry.sha256_prefix)
     try:
-        if path.is_file() and sha256_of(path).startswith(entry.sha256_prefix):
+        if path.is_file() and first_use.objection(digest := sha256_of(path)) is None:
+            # A cache for many may be read-only.
+            with contextlib.suppress(PermissionError):
+                first_use.keep(digest)
             return path
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -205,10 +212,9 @@ def download(entry: Published, directory: Path, progress: Progress | None = None
     partial = directory / f".{entry.file_name}.{secrets.token_hex(4)}.part"
     try:
         digest = _stream(entry.url, partial, progress)
-        if not digest.startswith(entry.sha256_prefix):
-            raise DownloadError(
-                f"its SHA-256 begins with {digest[:8]} instead of {entry.sha256_prefix}: it was altered"
-            )
+        if objection := first_use.objection(digest):
+            raise DownloadError(objection)
+        first_use.keep(digest)
         os.replace(partial, path)
     except (OSError, http.client.HTTPException) as error:
         raise DownloadError(
@@ -218,6 +224,39 @@ def download(entry: Published, directory: Path, progress: Progress | None = None
     finally:
         partial.unlink(missing_ok=True)
     return path
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstUse:
+    """The whole SHA-256 that a file had when it was first used, beyond the few digits that are published.
+
+    Attributes:
+        record: the file that keeps it.
+        prefix: its published digits.
+    """
+
+    record: Path
+    prefix: str
+
+    def objection(self, digest: str) -> str | None:
+        """What speaks against a file of this digest."""
+        if not digest.startswith(self.prefix):
+            return f"its SHA-256 begins with {digest[:8]} instead of {self.prefix}: it was altered"
+        kept = self.record.read_text("utf-8", "replace").strip()[:64] if self.record.is_file() else digest
+        if kept != digest:
+            return f"its SHA-256 is {digest}, but was {kept!r} at first use ({self.record}): one of them was altered"
+        return None
+
+    def keep(self, digest: str) -> None:
+        """Records the digest, unless one is recorded."""
+        if self.record.exists():
+            return
+        part = self.record.with_name(f".{self.record.name}.{secrets.token_hex(4)}.part")
+        try:
+            part.write_text(digest + "\n", "ascii")
+            os.replace(part, self.record)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def _stream(url: str, partial: Path, progress: Progress | None) -> str:

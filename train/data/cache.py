@@ -17,14 +17,6 @@ from aa_flax.weights.json_file import read_json
 log = logging.getLogger(__name__)
 
 
-def default_cache_directory() -> Path:
-    """`$AA_FLAX_CACHE`, or `aa_flax` below `$XDG_CACHE_HOME`, or `~/.cache/aa_flax`."""
-    chosen = os.environ.get("AA_FLAX_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aa_flax"
-
-
 def file_sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     with path.open("rb") as file:

@@ -8,8 +8,8 @@ import numpy as np
 import tyro
 from PIL import Image
 
+from aa_flax.weights.catalog import cache_directory
 from aa_flax.weights.config import Preprocessing
-from train.data.cache import default_cache_directory
 from train.data.sources import ArraySource, ImageFolder, Source
 from train.errors import CommandError
 from train.files import require_local_paths
@@ -213,7 +213,7 @@ def _small(
 def _open_cifar10(config: DataConfig) -> Dataset:
     from train.data.cifar import CLASSES, open_cifar10
 
-    cache = config.cache_dir or default_cache_directory()
+    cache = config.cache_dir or cache_directory()
     train, test = open_cifar10(_directory(config), cache.expanduser())
     return _small(config, train, test, CLASSES, mean=CIFAR10_MEAN, std=CIFAR10_STD, flip=True)
 
