@@ -26,7 +26,7 @@ from aa_flax.weights import catalog
 from aa_flax.weights.abstract import abstract_model
 from aa_flax.weights.config import INTERPOLATIONS, Preprocessing, PretrainedConfig, read_config
 from aa_flax.weights.identity import spec_of
-from aa_flax.weights.input_channels import with_input_channels
+from aa_flax.weights.input_channels import channel_statistics, with_input_channels
 from aa_flax.weights.json_file import parse_json
 from aa_flax.weights.mapping import (
     Layout,
@@ -213,11 +213,7 @@ def fetch(spec: str, training: str | None, step: Callable[[str], Advance]) -> Pa
 def prepare_images(options: argparse.Namespace, channels: int) -> Preprocessing:
     """How the network's images are prepared: as the options say, else ImageNet's standard."""
     standard = Preprocessing()
-    mean, std = standard.mean, standard.std
-    if channels == 1:
-        mean, std = ((round(sum(values) / len(values), 3),) for values in (mean, std))
-    elif channels != len(mean):
-        mean, std = (tuple(values[channel % len(values)] for channel in range(channels)) for values in (mean, std))
+    mean, std = (channel_statistics(values, channels) for values in (standard.mean, standard.std))
     names = ("resize", "crop", "interpolation", "mean", "std")
     given = {name: value for name in names if (value := getattr(options, name)) is not None}
     prepared = Preprocessing(**{"mean": mean, "std": std, **given})

@@ -274,13 +274,19 @@ def test_data_on_the_devices_train_as_the_loader_does(tmp_path):
 
 
 @pytest.mark.usefixtures("small_network")
-def test_bfloat16_keeps_float32_weights_and_writes_logs_and_a_trace(tmp_path):
+def test_bfloat16_on_grey_keeps_float32_weights_and_writes_logs_and_a_trace(tmp_path):
     words = [word for word in IN_PROCESS if word != "--log.no-tensorboard"]
     options = ["--dtype", "bfloat16", "--profile", "2", "--epochs", "2", "--remat", "keep_convs"]
+    options += ["--net.in-channels", "1"]
     assert main([*words, *options, "--run-dir", str(tmp_path / "run")]) == 0
     found = losses(tmp_path / "run")
     assert found[-1] < found[0]
-    assert {array.dtype.name for array in final_arrays(tmp_path / "run").values()} <= {"float32", "int32"}
+    arrays = final_arrays(tmp_path / "run")
+    assert {array.dtype.name for array in arrays.values()} <= {"float32", "int32"}
+    assert arrays["params.stem.conv.kernel"].shape[2] == 1
+    assert main(["export", str(tmp_path / "run"), "--output", str(tmp_path / "out")]) == 0
+    config = read_config(tmp_path / "out")
+    assert (config.in_channels, config.preprocessing.mean, config.preprocessing.std) == (1, (0.5,), (0.5,))
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
     assert list((tmp_path / "run" / "tensorboard").iterdir())
     line = lines(tmp_path / "run")[-1]

@@ -9,6 +9,7 @@ from flax import nnx
 import aa_flax
 from train.config import NetworkConfig, TrainConfig
 from train.data import DataConfig, open_dataset
+from train.errors import CommandError
 from train.export import data_name
 from train.initial import initial_network
 from train.record import Record
@@ -22,12 +23,12 @@ def dataset():
     return dataclasses.replace(small, class_names=NAMES, preprocessing=aa_flax.Preprocessing(resize=16, crop=16))
 
 
-def started(directory, dataset, class_names, **options) -> tuple[np.ndarray, np.ndarray]:
+def started(directory, dataset, class_names, channels=3, **options) -> tuple[np.ndarray, np.ndarray]:
     """The classifier of the weights, whose outputs are numbered, and that of a run that starts from them."""
     model = aa_flax.create_model("mobilenet_v2_lpf3", num_classes=3, width_mult=0.25, rngs=nnx.Rngs(0))
     model.classifier.bias[...] = np.arange(3)
     aa_flax.save_pretrained(model, directory, class_names=class_names)
-    net = NetworkConfig(width_mult=0.25)
+    net = NetworkConfig(width_mult=0.25, in_channels=channels)
     network = initial_network(TrainConfig(model="mobilenet_v2_lpf3", init=str(directory), net=net, **options), dataset)
     return np.asarray(network.classifier.bias[...]), np.asarray(network.classifier.kernel[...])
 
@@ -51,6 +52,11 @@ def test_a_fresh_head_has_no_order(tmp_path, dataset, caplog):
     found, _ = started(tmp_path, dataset, ("tulip", "rose", "daisy"), new_head=True)
     assert found.tolist() == [0, 0, 0]
     assert caplog.messages == []
+
+
+def test_weights_for_other_channels(tmp_path, dataset):
+    with pytest.raises(CommandError, match=r"reads images of 3 channels, this network of 1 .*--in-channels 1 makes"):
+        started(tmp_path, dataset, None, channels=1)
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,9 @@ class NetworkConfig:
     drop_rate: float | None = None
     """DenseNet: dropout on the new features of each layer."""
 
+    in_channels: int | None = None
+    """Channels of the network's images: 3, or 1 for photos turned grey."""
+
     frozen_bn: bool = False
     """Normalise by the statistics of the given weights throughout, and train no scale or bias of BatchNorm."""
 
@@ -192,6 +195,7 @@ _RULES: dict[str, Rule] = {
     "optim.clip_norm": _POSITIVE,
     "optim.ema": (lambda x: 0 < x < 1, "between 0 and 1, such as 0.9999"),
     "net.width_mult": _POSITIVE,
+    "net.in_channels": (lambda x: x in (1, 3), "1 or 3: photos are read as RGB, and can be turned grey"),
     "net.drop_rate": _BELOW_1,
 }
 

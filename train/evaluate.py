@@ -213,8 +213,10 @@ def _pretrained_config(config: Config) -> PretrainedConfig:
             f"--model {config.model} contradicts {config.weights}, which holds {found.model}; "
             "leave --model out, or convert the weights for that network"
         )
-    if found.in_channels != 3:
-        raise CommandError(f"{config.weights} takes images of {found.in_channels} channels; photos have 3")
+    if found.in_channels not in (1, 3):
+        raise CommandError(
+            f"{config.weights} takes images of {found.in_channels} channels; photos have 3, or 1 in grey"
+        )
     return found if config.pad_type is None else replace(found, pad_type=config.pad_type)
 
 

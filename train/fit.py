@@ -18,6 +18,7 @@ from train.checkpoint import quiet_storage_library
 from train.config import TrainConfig, validate
 from train.console import log_to, open_console
 from train.data import DataConfig, Dataset, open_dataset, steps_per_epoch
+from train.data.channels import for_channels
 from train.display import Display, duration, summary
 from train.distributed import UPDATE_PATIENCE, LaunchConfig, Placement, Watch, check_batch, is_lead, leave, start
 from train.errors import CommandError
@@ -114,7 +115,7 @@ def run(config: TrainConfig, *, report: bool = True) -> int:
     run_dir = config.run_dir or default_run_dir(config)
     try:
         with claimed(run_dir):
-            dataset = together(lambda: open_dataset(config.data))
+            dataset = together(lambda: for_channels(open_dataset(config.data), config.net.in_channels))
             if jax.process_count() > 1:
                 require_same(dataset_facts(dataset), "Give all of them the same data")
             return _train(config, run_dir, dataset, placement, console, report)

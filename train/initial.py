@@ -59,6 +59,7 @@ def initial_network(config: TrainConfig, dataset: Dataset) -> Network:
             raise CommandError(
                 f"--init {config.init} ({source.spec}) does not fit {config.model}: "
                 f"{name} has {shape} there and {variable.shape} here"
+                + _about_channels(source.provenance.config.in_channels, config.net.in_channels or 3)
             )
     said = source.provenance.config
     _compare_preprocessing(config, said.preprocessing, dataset.preprocessing)
@@ -68,6 +69,15 @@ def initial_network(config: TrainConfig, dataset: Dataset) -> Network:
         taken = array[..., jnp.array(order)] if order and name.startswith(HEADS) else array
         variable.set_value(jnp.array(taken, variable.dtype, copy=True))
     return model
+
+
+def _about_channels(there: int, here: int) -> str:
+    if there == here:
+        return ""
+    return (
+        f": it reads images of {there} channels, this network of {here} (--net.in-channels); convert_weights.py "
+        f"--in-channels {here} makes the checkpoint fit"
+    )
 
 
 def _compare_preprocessing(config: TrainConfig, given: Preprocessing, here: Preprocessing) -> None:

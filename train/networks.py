@@ -79,8 +79,8 @@ def open_network(path: Path, spec: str | None = None) -> OpenedNetwork:
             raise CommandError(
                 f"{path} holds {config.model}, not {wanted}: give its directory, or ask for {config.model}"
             )
-        if config.in_channels != 3:
-            raise CommandError(f"{path} takes images of {config.in_channels} channels; photos have 3")
+        if config.in_channels not in (1, 3):
+            raise CommandError(f"{path} takes images of {config.in_channels} channels; photos have 3, or 1 in grey")
         if (notice := other_filter(config)) is not None:
             log.warning("%s: %s", path, notice)
         return OpenedNetwork(load_pretrained(path), config)

@@ -16,9 +16,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
-from aa_flax.consistency import PROTOCOLS, Crop, Normalise, Protocol, Result, create_protocol
+from aa_flax.consistency import PROTOCOLS, Crop, Protocol, Result, create_protocol
 from aa_flax.weights.config import Preprocessing
 from train.data import Batch
+from train.data.channels import network_input
 from train.errors import CommandError
 
 
@@ -113,9 +114,9 @@ def score(
     """Measures a network on every image of one pass.
 
     Args:
-      fn: `Partial(function, *arrays)`, called with (n, crop, crop, 3) float32 images, to give
-        logits (n, classes). It is compiled once for each protocol as long as `function` is the
-        same object; its arrays may lie on any devices.
+      fn: `Partial(function, *arrays)`, called with (n, crop, crop, 3) float32 images, or (n, crop, crop, 1) where
+        the preprocessing is for one channel, to give logits (n, classes). It is compiled once for each protocol as
+        long as `function` is the same object; its arrays may lie on any devices.
       batches: what `val_batches` or `evaluation_batches` gave, with this process's rows.
       protocols: what `protocols_for` gave; each sees the same images, which are decoded and
         sent to the device once.
@@ -128,7 +129,7 @@ def score(
     """
     mesh = local_mesh()
     fn = jax.tree.map(lambda leaf: _replicated(leaf, mesh), fn)
-    preprocess = Normalise(tuple(preprocessing.mean), tuple(preprocessing.std))
+    preprocess = network_input(preprocessing)
     rows = NamedSharding(mesh, PartitionSpec("data"))
     seen: dict[str, list[dict[str, jax.Array]]] = {name: [] for name in protocols}
     counted: list[dict[str, np.ndarray]] = []

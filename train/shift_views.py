@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from aa_flax.consistency import Normalise
 from aa_flax.consistency.views import Window
 from aa_flax.weights.store import Preprocessing
+from train.data.channels import network_input
 from train.data.datasets import reflect_margin
 from train.data.decode import UnreadableImageError, read_rgb
 from train.data.transforms import evaluation_crop
@@ -133,12 +133,12 @@ def look(
     grid = np.stack(np.meshgrid(np.arange(last), np.arange(last), indexing="ij"), axis=-1)
     offsets = np.concatenate([grid.reshape(-1, 2), [[last, last]]]).astype(np.int32)
     image = jnp.asarray(photo.pixels)
-    normalise = Normalise(preprocessing.mean, preprocessing.std)
+    prepare = network_input(preprocessing)
     parts = []
     for start in range(0, len(offsets), batch):
         # The last batch repeats its last shift, so that one program serves them all.
         rows = np.minimum(np.arange(start, start + batch), len(offsets) - 1)
-        chances = np.asarray(_chances(network, image, offsets[rows], photo.crop, normalise))
+        chances = np.asarray(_chances(network, image, offsets[rows], photo.crop, prepare))
         done = min(batch, len(offsets) - start)
         parts.append(chances[:done])
         progress(done)
@@ -148,10 +148,12 @@ def look(
     return View(name, together[:-1].reshape(last, last, -1), together[-1])
 
 
-@jax.jit(static_argnames=("crop", "normalise"))
-def _chances(network: Partial, image: jax.Array, offsets: jax.Array, crop: int, normalise: Normalise) -> jax.Array:
+@jax.jit(static_argnames=("crop", "prepare"))
+def _chances(
+    network: Partial, image: jax.Array, offsets: jax.Array, crop: int, prepare: Callable[[jax.Array], jax.Array]
+) -> jax.Array:
     crops = jax.vmap(Window((crop, crop)), in_axes=(None, 0))(image, offsets)
-    return jax.nn.softmax(network(normalise(crops)).astype(jnp.float32))
+    return jax.nn.softmax(network(prepare(crops)).astype(jnp.float32))
 
 
 def choose_classes(views: Sequence[View], count: int) -> list[int]:

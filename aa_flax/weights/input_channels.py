@@ -1,6 +1,6 @@
 """Weights of a network for colour photos as a start for images of one channel, of four, of any number."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,13 @@ def with_input_channels(state: Mapping[str, Any], spec: str, channels: int) -> d
     if kernel is not None and kernel.ndim == 4 and kernel.shape[1] not in (0, channels):
         tensors[key] = _spread(kernel.astype(np.float64), channels).astype(kernel.dtype)
     return tensors
+
+
+def channel_statistics(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """Means or standard deviations for images of other channels: their average for one, else repeated in order."""
+    if channels == 1:
+        return (round(sum(values) / len(values), 3),)
+    return tuple(values[channel % len(values)] for channel in range(channels))
 
 
 def _spread(kernel: np.ndarray, channels: int) -> np.ndarray:

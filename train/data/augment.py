@@ -7,8 +7,8 @@ of an image's row in the global batch, so it depends on no device count, no load
 import jax
 import jax.numpy as jnp
 
-from aa_flax.consistency import Normalise
 from aa_flax.weights.config import Preprocessing
+from train.data.channels import network_input
 from train.data.datasets import Augmentation
 
 # Streams of one step's key, kept apart from others that a trainer folds in (dropout).
@@ -50,8 +50,8 @@ def random_shift(images: jax.Array, key: jax.Array, reach: int) -> jax.Array:
 
 
 def normalise(images: jax.Array, preprocessing: Preprocessing) -> jax.Array:
-    """Pixels 0..255 to the network's input, `(x / 255 - mean) / std` per channel, float32."""
-    return Normalise(tuple(preprocessing.mean), tuple(preprocessing.std))(images)
+    """Pixels 0..255 to the network's input, `(x / 255 - mean) / std` per channel, float32; grey for one channel."""
+    return network_input(preprocessing)(images)
 
 
 def augment(
@@ -72,7 +72,7 @@ def augment(
       preprocessing: mean and standard deviation; static.
 
     Returns:
-      (n, crop, crop, 3) float32.
+      (n, crop, crop, 3) float32, or one channel where the preprocessing is for one.
     """
     key = jax.random.fold_in(jax.random.key(seed), step)
     if augmentation.shift:
