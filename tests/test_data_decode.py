@@ -255,6 +255,21 @@ def test_of_a_large_file_no_more_is_read_than_its_header_asks_for(tmp_path: Path
         tracemalloc.stop()
 
 
+def test_no_part_of_a_file_fills_the_memory(tmp_path: Path):
+    # Pillow reads this kind at once.
+    with pytest.raises(UnreadableImageError, match="one of its parts is larger than 67,108,864 bytes"):
+        read_rgb(sparse(tmp_path / "large.webp", 500_000_000, encoded(photo(), "WEBP")))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "GIF"])
+@pytest.mark.parametrize("size", [2**25, 500_000_000])
+def test_a_search_through_a_damaged_file_ends(tmp_path: Path, kind, size):
+    # The header of a JPEG is cut within its tables, that of a GIF before the first block.
+    head = encoded(photo(), "JPEG")[:300] if kind == "JPEG" else b"GIF89a\x05\x00\x05\x00\x00\x00\x00"
+    with pytest.raises(UnreadableImageError, match=r"no picture is found in 1,000,000 steps|cannot load this image"):
+        read_rgb(sparse(tmp_path / "large.jpg", size, head))
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_too_little_memory_is_a_reason(monkeypatch, kind):
     def full(*_, **__):

@@ -18,7 +18,7 @@ import struct
 import warnings
 import zlib
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import simplejpeg
@@ -32,8 +32,12 @@ MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 # What so many pixels take without compression, in RGB of 16 bits: no picture's file is larger.
 MAX_BYTES = 6 * MAX_PIXELS
 
-# Larger files are not read whole: their header comes first, and says whether the rest is wanted.
+# Larger files are not read whole, nor is a larger part of one: the header comes first, and says what else is wanted.
 MAX_READ_WHOLE = 2**26
+
+# Pillow looks for the next part of a damaged file byte by byte, in a sparse one for minutes. A picture of a million
+# strips is none that anybody has.
+MAX_READS = 1_000_000
 
 # Pillow's modes of eight bits a value or less, which its conversion to RGB takes as they are.
 MODES_OF_8_BITS = frozenset(
@@ -66,13 +70,32 @@ def simplejpeg_matches_pillow() -> bool:
     return True
 
 
+class _Reader:
+    """A file that ends a search without an end, and gives no part that would fill the memory."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._left = file, MAX_READS
+
+    def read(self, size: int = -1) -> bytes:
+        self._left -= 1
+        if self._left < 0:
+            raise OSError(f"no picture is found in {MAX_READS:,} steps")
+        data = self._file.read(min(size, MAX_READ_WHOLE + 1) if size >= 0 else MAX_READ_WHOLE + 1)
+        if len(data) > MAX_READ_WHOLE:
+            raise OSError(f"one of its parts is larger than {MAX_READ_WHOLE:,} bytes")
+        return data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
 def _decode_with_pillow(file: BinaryIO) -> np.ndarray:
     size = ""
     try:
         with warnings.catch_warnings():
             # Large, odd or damaged metadata is of no interest; errors still raise.
             warnings.simplefilter("ignore")
-            with Image.open(file) as image:
+            with Image.open(cast(BinaryIO, _Reader(file))) as image:
                 size = f" for its {image.width}x{image.height} pixels"
                 return _rgb(image)
     except Image.UnidentifiedImageError:
