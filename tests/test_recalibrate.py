@@ -1,6 +1,7 @@
 """Weights with BatchNorm folded away are noticed, and train after recalibration; others get the batches' statistics."""
 
 from itertools import pairwise
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,11 @@ import aa_flax
 from aa_flax.models.base import Network
 from aa_flax.models.layers import BatchNorm
 from aa_flax.weights.statistics import describe_folded_norms, folded_norms
+from train.config import NetworkConfig, TrainConfig
 from train.distributed import Placement
+from train.errors import CommandError
 from train.optim import OptimConfig, learning_rate, sgd
-from train.recalibrate import recalibrate
+from train.recalibrate import recalibrate, settle_statistics
 
 
 class Small(Network):
@@ -142,3 +145,28 @@ def test_frozen_scales_and_biases_do_not_decay(decay_all):
         "0": {"conv": {"kernel": True}, "bn": {"scale": False, "bias": False}},
         "fc": {"kernel": True, "bias": decay_all},
     }
+
+
+def settled(model, **options) -> list[str]:
+    said: list[str] = []
+    config = TrainConfig(model="resnet18", init="weights", **options)
+    nothing: Any = None
+    settle_statistics(model, config, nothing, nothing, nothing, said.append)
+    return said
+
+
+def test_folded_weights_are_told_with_the_remedies():
+    model = trained()
+    assert settled(model) == []
+    fold(model)
+    (line,) = settled(model)
+    assert line.startswith("--init weights: 3 of 3 BatchNorm layers have mean 0")
+    assert "--recalibrate-bn 50 takes statistics" in line
+    assert "--net.frozen-bn" in line
+    # Frozen, they are used as they are.
+    assert settled(model, net=NetworkConfig(frozen_bn=True)) == []
+
+
+def test_a_network_without_batch_norm_is_not_recalibrated():
+    with pytest.raises(CommandError, match="--recalibrate-bn: resnet18 has no BatchNorm"):
+        settled(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), recalibrate_bn=3)
