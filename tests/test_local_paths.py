@@ -19,8 +19,8 @@ from aa_flax.weights import catalog
 from aa_flax.weights.safetensors_file import read_safetensors
 from aa_flax.weights.torch_reader import list_state_dicts
 from train.__main__ import main
-from train.config import TrainConfig, validate
-from train.data import DataConfig
+from train.config import validate
+from train.data import DataConfig, open_dataset
 from train.errors import CommandError
 from train.presets import preset
 
@@ -116,13 +116,15 @@ def test_convert_weights(words, capsys):
     refusal(capsys)
 
 
-def test_training_from_python():
+def test_training_from_python(monkeypatch):
     for changes in ({"run_dir": Path(ADDRESS)}, {"init": ADDRESS}):
         with pytest.raises(CommandError, match="no path of this machine"):
             validate(dataclasses.replace(preset("digits"), **changes))
     with pytest.raises(CommandError, match=r"^--data\.dir: gs://bucket"):
         DataConfig(dir=Path(ADDRESS))
-    assert isinstance(TrainConfig().data, DataConfig)
+    monkeypatch.setenv("AA_FLAX_CACHE", ADDRESS)
+    with pytest.raises(CommandError, match=r"^\$AA_FLAX_CACHE: gs://bucket"):
+        open_dataset(DataConfig(name="cifar10", dir=Path("photos")))
 
 
 @pytest.mark.parametrize("kind", [str, Path])

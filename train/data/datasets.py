@@ -213,7 +213,10 @@ def _small(
 def _open_cifar10(config: DataConfig) -> Dataset:
     from train.data.cifar import CLASSES, open_cifar10
 
-    cache = config.cache_dir or cache_directory()
+    try:
+        cache = config.cache_dir or cache_directory()
+    except ValueError as error:
+        raise CommandError(f"$AA_FLAX_CACHE: {error}") from None
     train, test = open_cifar10(_directory(config), cache.expanduser())
     return _small(config, train, test, CLASSES, mean=CIFAR10_MEAN, std=CIFAR10_STD, flip=True)
 
