@@ -13,6 +13,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from aa_flax.models.layers import BatchNorm, FrozenBatchNorm
+from aa_flax.strided import unblurred
 
 Path = tuple[Any, ...]
 AnyModule = TypeVar("AnyModule", bound=nnx.Module)
@@ -66,7 +67,9 @@ def _adjacent_pairs(model: nnx.Module, example: Any) -> dict[Path, Path]:
     paths: list[Path] = []
 
     def watch(path: Path, node: Any) -> Any:
-        product = isinstance(node, nnx.Conv | nnx.Linear) and type(node).__call__ in _PRODUCTS
+        # A blur before a product leaves it one; a blur behind it would lie between it and the normalisation.
+        kind = type(node) if getattr(node, "output_blur", None) is not None else unblurred(type(node))
+        product = isinstance(node, nnx.Conv | nnx.Linear) and kind.__call__ in _PRODUCTS
         norm = isinstance(node, nnx.BatchNorm) and type(node).__call__ in _NORMS
         if not (product or norm):
             return node
