@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 import sys
 
 import pytest
@@ -78,3 +79,29 @@ def test_an_encoding_without_the_character_ends_nothing(monkeypatch):
     open_console().print("é 日", soft_wrap=True)
     sys.stdout.flush()
     assert buffer.getvalue() == b"\xe9 \\u65e5\n"
+
+
+def test_a_reader_that_goes_away_takes_nothing_with_it(monkeypatch):
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        console = open_console(stderr=True)
+        console.print("first")
+        assert os.read(reading, 100) == b"first\n"
+        os.close(reading)
+        for _ in range(3):
+            console.print("lost")
+        # Nor does what others write there.
+        print("lost", file=stream, flush=True)
+
+
+def test_a_terminal_that_is_closed_takes_nothing_with_it(monkeypatch):
+    terminal, ours = os.openpty()
+    with os.fdopen(ours, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        console = open_console(stderr=True)
+        os.close(terminal)
+        with progress(console) as bars:
+            bars.update(bars.add_task("lost", total=2), advance=1)
+            console.print("lost")
+        print("lost", file=stream, flush=True)

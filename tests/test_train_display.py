@@ -1,11 +1,14 @@
 """What a person sees of a run."""
 
 import io
+import os
+import signal
 
 import pytest
 from rich.console import Console
 
 from train.display import Display
+from train.interrupt import Interrupt
 
 
 def drawn(width: int) -> str:
@@ -36,3 +39,19 @@ def test_off_a_terminal_it_speaks_every_half_minute(monkeypatch):
     told = page.getvalue().splitlines()
     assert len(told) == 199 // 31
     assert told[0] == "epoch 1/2 · step 32/200 · loss 1.0000 · 5 images/s · wait 0%"
+
+
+def test_a_closed_terminal_stops_the_run_in_order_unless_that_is_ignored():
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with Interrupt() as interrupt:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert interrupt.requested(0)
+        assert interrupt.reason == "SIGHUP"
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with Interrupt() as interrupt:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not interrupt.requested(0)
+    finally:
+        signal.signal(signal.SIGHUP, before)

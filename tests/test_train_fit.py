@@ -32,6 +32,7 @@ from tests.training_runs import (
 )
 from train.__main__ import main
 from train.checkpoint import TEMPORARY
+from train.validation import Validator
 
 
 @pytest.fixture(scope="session")
@@ -271,6 +272,31 @@ def test_data_on_the_devices_train_as_the_loader_does(tmp_path):
     exported = load_pretrained(tmp_path / "out").classifier.kernel[...]
     np.testing.assert_array_equal(exported, arrays["ema.params.classifier.kernel"])
     assert np.abs(exported - arrays["params.classifier.kernel"]).max() > 0
+
+
+@pytest.mark.usefixtures("small_network")
+def test_a_run_whose_directory_is_removed_goes_on_in_a_new_one_that_can_be_exported(tmp_path, monkeypatch, capsys):
+    run_dir = tmp_path / "run"
+    validate = Validator.__call__
+
+    def after_which_it_is_removed(self, *arguments):
+        result = validate(self, *arguments)
+        if not (tmp_path / "moved").exists():
+            run_dir.rename(tmp_path / "moved")
+        return result
+
+    monkeypatch.setattr(Validator, "__call__", after_which_it_is_removed)
+    words = [word for word in IN_PROCESS if word != "--log.no-tensorboard"]
+    assert main([*words, "--epochs", "3", "--run-dir", str(run_dir)]) == 0
+    assert f"{run_dir} was removed while training" in capsys.readouterr().err
+    assert (run_dir / "config.json").read_text() == (tmp_path / "moved" / "config.json").read_text()
+    assert [line["step"] for line in lines(run_dir)][-8:] == list(range(17, 25))
+    assert json.loads((run_dir / "validation.json").read_text()).keys() == {"8", "16", "24"}
+    assert list((run_dir / "tensorboard").iterdir())
+    assert main(["export", str(run_dir), "--output", str(tmp_path / "out")]) == 0
+    assert read_config(tmp_path / "out").source["step"] == STEPS
+    # It can be continued too, or rather found to be finished.
+    assert main([*words, "--epochs", "3", "--run-dir", str(run_dir)]) == 0
 
 
 @pytest.mark.usefixtures("small_network")

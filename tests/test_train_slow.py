@@ -87,3 +87,12 @@ def test_sigterm_to_one_of_two_processes_stops_both_and_loses_nothing(tmp_path, 
     outputs = [finish(process) for process in pair]
     assert "stopped by SIGTERM at step" in outputs[0]
     assert any((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path, cache):
+    process = start(*SMALL, "--run-dir", str(tmp_path / "run"), cache=cache)
+    assert process.stdout is not None
+    assert "· compiling" in process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=300) == 0
+    assert len(losses(tmp_path / "run")) == STEPS

@@ -5,6 +5,9 @@ what a terminal reads as a command. Whatever goes through a console of this modu
 """
 
 import logging
+import os
+import sys
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
@@ -18,6 +21,38 @@ from aa_flax.printable import printable
 class _Literal(Console):
     def render_str(self, text: str, **style: Any) -> Text:
         return super().render_str(printable(text), **style)
+
+
+class _Enduring:
+    """A stream whose reader may go away (`| head -1`, a closed terminal): what is then written is lost, nothing else.
+
+    Args:
+        stream: a text stream; everything but writing is its own.
+    """
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError:
+            self._give_up()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        # Also for whoever else writes to the stream, and for what lies in its buffer when the interpreter ends.
+        with suppress(OSError), open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class Words(TextColumn):
@@ -38,8 +73,9 @@ class _Formatter(logging.Formatter):
 
 
 def open_console(*, stderr: bool = False) -> Console:
-    """A console on the standard output, or on the standard error."""
-    return _Literal(stderr=stderr, markup=False, emoji=False, highlight=False)
+    """A console on the standard output, or on the standard error, which holds no result: a command outlives it."""
+    file: Any = _Enduring(sys.stderr) if stderr else None
+    return _Literal(file=file, stderr=stderr, markup=False, emoji=False, highlight=False)
 
 
 def progress(console: Console, unit: str = "") -> Progress:

@@ -1,4 +1,4 @@
-"""Requests to stop: SIGTERM, Ctrl-C and a cluster's preemption notice."""
+"""Requests to stop: SIGTERM, Ctrl-C, a terminal that is closed, and a cluster's preemption notice."""
 
 import signal
 from types import FrameType
@@ -9,10 +9,10 @@ from jax.experimental import multihost_utils
 
 
 class Interrupt:
-    """While entered, SIGTERM and Ctrl-C only leave a note, and training stops itself at the next step.
+    """While entered, SIGTERM, SIGHUP and Ctrl-C only leave a note, and training stops itself at the next step.
 
-    A second Ctrl-C acts at once. With several processes the note is JAX's: its coordination service hears SIGTERM in
-    any of them and names one step at which all stop.
+    SIGHUP stays ignored where it is, under `nohup`. A second Ctrl-C acts at once. With several processes the note is
+    JAX's: its coordination service hears SIGTERM in any of them and names one step at which all stop.
 
     Attributes:
         reason: name of the signal that came, empty before.
@@ -24,7 +24,9 @@ class Interrupt:
 
     def __enter__(self) -> Self:
         if jax.process_count() == 1:
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                    continue
                 self._before[number] = signal.signal(number, self._note)
         return self
 

@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,6 +46,7 @@ class Surroundings:
         log: what is written.
         display: what a person sees.
         interrupt: requests to stop.
+        restore_record: writes the run's record anew where it is gone, and says whether it was.
         profile_dir: where a profiler trace goes.
     """
 
@@ -57,6 +58,7 @@ class Surroundings:
     log: RunLog
     display: Display
     interrupt: Interrupt
+    restore_record: Callable[[], bool]
     profile_dir: Path
 
 
@@ -194,6 +196,12 @@ class Training:
 
     def _save(self) -> None:
         self._settle(0)
+        if self._around.restore_record():
+            self._around.log.reopen()
+            self._around.display.say(
+                f"{self._around.checkpoints.directory.parent} was removed while training: what comes from now on is "
+                "written there anew, earlier checkpoints and logs are lost"
+            )
         if self.step not in self._around.checkpoints.steps():
             self._around.checkpoints.save(self.step, self.state)
         self.meter.pause()

@@ -142,15 +142,36 @@ def may_continue(run_dir: Path, config: TrainConfig, dataset: dict[str, Any]) ->
     return changes
 
 
-def leave_record(run_dir: Path, config: TrainConfig, dataset: dict[str, Any]) -> None:
+def leave_record(run_dir: Path, config: TrainConfig, dataset: dict[str, Any]) -> Record | None:
     """Writes `config.json` of a run that is about to start or to go on.
+
+    Returns:
+        What was written; None in processes that write nothing.
 
     Raises:
         OSError: it cannot be written.
     """
-    if is_lead():
-        path = run_dir / FILE_NAME
-        # A run that goes on started from what it started from.
-        old = read_record(path) if has_checkpoints(run_dir) and path.exists() else None
-        init, parent = (old.init, old.parent) if old else (weights_digest(config.init), parent_of(config.init))
-        write_record(path, Record(config=config, dataset=dataset, environment=environment(), init=init, parent=parent))
+    if not is_lead():
+        return None
+    path = run_dir / FILE_NAME
+    # A run that goes on started from what it started from.
+    old = read_record(path) if has_checkpoints(run_dir) and path.exists() else None
+    init, parent = (old.init, old.parent) if old else (weights_digest(config.init), parent_of(config.init))
+    record = Record(config=config, dataset=dataset, environment=environment(), init=init, parent=parent)
+    write_record(path, record)
+    return record
+
+
+def restore_record(run_dir: Path, record: Record | None) -> bool:
+    """Writes a run's `config.json` anew where somebody has removed it, so that what follows can be exported.
+
+    Returns:
+        Whether it was gone.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if record is None or (run_dir / FILE_NAME).exists():
+        return False
+    write_record(run_dir / FILE_NAME, record)
+    return True

@@ -52,7 +52,7 @@ class RunLog:
     """
 
     def __init__(self, run_dir: Path, config: LogConfig, *, step: int, settings: Mapping[str, Any], lead: bool = True):
-        self._validation_path = run_dir / "validation.json"
+        self._run_dir, self._config = run_dir, config
         self.scores = {s: v for s, v in read_scores(run_dir).items() if s <= step}
         self._stream = self._tensorboard = self._wandb = None
         if not lead:
@@ -61,9 +61,23 @@ class RunLog:
         if path.exists():
             kept = [line for line in _lines(path) if self._holds(line, step)]
             write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-        self._stream = path.open("a", encoding="utf-8")
-        self._tensorboard = TensorBoard(run_dir / "tensorboard", step) if config.tensorboard else None
+        self._open(step)
         self._wandb = _wandb(run_dir, config.wandb, settings) if config.wandb else None
+
+    def _open(self, step: int) -> None:
+        self._stream = (self._run_dir / "metrics.jsonl").open("a", encoding="utf-8")
+        self._tensorboard = TensorBoard(self._run_dir / "tensorboard", step) if self._config.tensorboard else None
+
+    def reopen(self) -> None:
+        """Goes on in new files, after the directory was removed; the scores known so far are written again."""
+        self._close_files()
+        self._open(0)
+        write_scores(self._run_dir / "validation.json", self.scores)
+
+    def _close_files(self) -> None:
+        for file in (self._stream, self._tensorboard):
+            if file is not None:
+                file.close()
 
     def _holds(self, line: dict[str, Any], step: int) -> bool:
         if line["kind"] == "validation":
@@ -87,7 +101,7 @@ class RunLog:
         self._write("validation", step, values)
         self.scores[step] = dict(values)
         if self._stream is not None:
-            write_scores(self._validation_path, self.scores)
+            write_scores(self._run_dir / "validation.json", self.scores)
         if self._tensorboard is not None:
             self._tensorboard.flush()
 
@@ -104,10 +118,7 @@ class RunLog:
 
     def close(self) -> None:
         """Writes out and closes everything."""
-        if self._stream is not None:
-            self._stream.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
+        self._close_files()
         if self._wandb is not None:
             self._wandb.finish()
 

@@ -30,7 +30,7 @@ from train.loop import Surroundings, Training
 from train.optim import learning_rate, sgd
 from train.recalibrate import settle_statistics
 from train.record import plain
-from train.rundir import CHECKPOINTS, leave_record, may_continue
+from train.rundir import CHECKPOINTS, leave_record, may_continue, restore_record
 from train.runlog import RunLog, read_scores
 from train.step import Prepare, StepOptions, TrainState, TrainStep, initial_state, make_train_step, split_model
 from train.symptoms import statistics_of_one_image
@@ -212,7 +212,7 @@ def open_session(
     for line in remarks(dataset.train, dataset.val, dataset.class_names):
         display.say(line)
     # Only now has nothing been refused: weights that do not fit leave no run behind.
-    leave_record(run_dir, config, facts)
+    record = leave_record(run_dir, config, facts)
     around = Surroundings(
         config=config,
         steps_per_epoch=per_epoch,
@@ -222,6 +222,7 @@ def open_session(
         log=RunLog(run_dir, config.log, step=step, settings=plain(config), lead=is_lead()),
         display=display,
         interrupt=interrupt,
+        restore_record=lambda: restore_record(run_dir, record),
         profile_dir=run_dir / "profile",
     )
     return Session(Training(around, state, step), around)

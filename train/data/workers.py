@@ -21,8 +21,9 @@ def let_workers_start() -> None:
 def begin_worker(index: int, count: int) -> None:
     """Runs in a worker process before it reads anything; the arguments are grain's."""
     del index, count
-    # Ctrl-C and a cluster's SIGTERM reach the whole group. Training goes on until it has saved, and needs its data.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    # Ctrl-C, a closed terminal and a cluster's SIGTERM reach the whole group. Training goes on until it has saved, and
+    # needs its data.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
