@@ -275,7 +275,8 @@ def notes_of_network(
         if name in before and before[name].shape != array.shape:
             given, here = before[name].shape[1], array.shape[1]
             way = "summed" if here == 1 else f"repeated in order and scaled by {given}/{here}"
-            yield f"{name} reads {here} channels here, {given} in the file: its kernels were {way}; fine-tune"
+            count = f"{here} channel" + "s" * (here != 1)
+            yield f"{name} reads {count} here, {given} in the file: its kernels were {way}; fine-tune"
 
 
 def notes_of_statistics(model: Network) -> Iterator[str]:

@@ -176,7 +176,10 @@ def test_images_of_other_channels(
 ):
     words = ["--model", "densenet121", "--output", tmp_path / "out", "--verify", *TINY_WORDS]
     assert convert(checkpoint, *words, "--in-channels", channels) == 0
-    assert f"reads {channels} channels here, 3 in the file: its kernels were {way}" in capsys.readouterr().out
+    assert (
+        f"reads {channels} channel{'s' * (channels > 1)} here, 3 in the file: its kernels were {way}"
+        in capsys.readouterr().out
+    )
     config, model = read_config(tmp_path / "out"), load_pretrained(tmp_path / "out")
     assert (config.in_channels, config.preprocessing.mean, config.metrics) == (channels, mean, {})
     kernel = file_of("densenet121_lpf4", **TINY)["features.conv0.weight"].transpose(2, 3, 1, 0)

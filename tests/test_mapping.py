@@ -420,7 +420,7 @@ class TestPrefixes:
         bare = prefix.removeprefix("module.")
         with pytest.raises(CheckpointError) as error:
             convert_state_dict(named, spec, **TINY_DENSENET)
-        first, hint = str(error.value).split("\n")[:2]
+        first, hint = str(error.value).split("\n")
         assert first.endswith(f"does not fit {resolve_spec(spec)}:")
         assert hint.startswith(
             f"  all {total} fit without the prefix {bare!r}: read the file with --prefix {bare[:-1]}"

@@ -316,7 +316,8 @@ def _check_tensors(
     if apart and all(key.startswith(_around_head(spec)) for key in apart):
         problems.append("  the file has another head than this network: keep a fresh one with skip_head (--skip-head)")
     if hints:
-        problems = [*hints, *problems]
+        # Where all fit, the names that do not are no news.
+        problems = hints if hints[0].startswith("  all ") else [*hints, *problems]
     elif not both:
         problems = [f"  none of the {len(tensors)} tensors in it belongs to this network", *problems]
     elif not problems:
