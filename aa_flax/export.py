@@ -20,7 +20,7 @@ from flax import nnx
 from aa_flax import platforms as known
 from aa_flax.axes import per_axis
 from aa_flax.local_paths import local_path
-from aa_flax.models.base import ModelSpec
+from aa_flax.models.base import ModelSpec, Network
 from aa_flax.weights.directories import complete_or_not_at_all
 from aa_flax.weights.errors import CheckpointError
 from aa_flax.weights.json_file import read_json
@@ -87,7 +87,7 @@ def export(
         batch: a name leaves the batch size free; a number fixes it.
         image_size: height and width in pixels, one number for both. They cannot be free: the blur's tables depend
             on them.
-        in_channels: channels of the images; by default what the network's spec says.
+        in_channels: channels of the images; by default what a network of this package takes.
         dtype: dtype of the images.
         platforms: where the program is to run; it is lowered once for each, and none has to be present.
 
@@ -104,7 +104,7 @@ def export(
         raise TypeError(f"export takes a flax.nnx.Module, got {type(model).__name__}")
     _check_platforms(platforms)
     spec = getattr(model, "spec", None)
-    channels = in_channels or (spec.in_channels if isinstance(spec, ModelSpec) else None)
+    channels = in_channels or (model.image_channels() if isinstance(model, Network) else None)
     if channels is None:
         raise ValueError(f"in_channels is needed to export {type(model).__name__}, which has no spec")
     height, width = per_axis("image_size", image_size, 2)

@@ -7,7 +7,7 @@ from flax import nnx
 
 from aa_flax.models.base import Network
 from aa_flax.models.folding import Folded, fold
-from aa_flax.models.registry import example_of, with_options
+from aa_flax.models.registry import example_images, with_options
 
 AnyModule = TypeVar("AnyModule", bound=nnx.Module)
 
@@ -39,15 +39,16 @@ def fold_batchnorm(
 
     Raises:
         TypeError: if ``model`` is no NNX module.
-        ValueError: if ``example`` is missing for a network without spec.
+        ValueError: if ``example`` is missing for a network that is not of this package.
     """
     if not isinstance(model, nnx.Module):
         raise TypeError(f"fold_batchnorm takes a flax.nnx.Module, got {type(model).__name__}")
     spec = model.spec if isinstance(model, Network) else None
     if example is None:
-        if spec is None:
+        channels = model.image_channels() if isinstance(model, Network) else None
+        if channels is None:
             raise ValueError("fold_batchnorm needs example=, an input of the network, or its shape and dtype")
-        example = example_of(spec)
+        example = example_images(channels)
     folded = fold(nnx.clone(model), example)
     folded.eval()
     changed = any(isinstance(module, Folded) for _, module in nnx.iter_modules(folded))

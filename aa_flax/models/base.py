@@ -69,7 +69,7 @@ class Network(nnx.Module):
         Raises:
             TypeError, ValueError: for anything but such images.
         """
-        check_images(x, self._image_channels())
+        check_images(x, self.image_channels())
         return self._pyramid(x, rngs)
 
     def features(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
@@ -95,7 +95,8 @@ class Network(nnx.Module):
         """Pooling and head, of the map of :meth:`features`."""
         raise NotImplementedError
 
-    def _image_channels(self) -> int | None:
+    def image_channels(self) -> int | None:
+        """Channels of the images that the network takes; None where they cannot be told."""
         # The layer knows better than the spec: people put another one in its place, for depth or infrared.
         path = [] if self.first_conv is None else self.first_conv.split(".")
         first = functools.reduce(lambda layer, name: getattr(layer, name, None), path, self)

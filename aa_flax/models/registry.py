@@ -206,14 +206,14 @@ def build_model(
     family = MODELS[spec.name][0]
     model = family(config_of(spec), num_classes=spec.num_classes, in_channels=spec.in_channels, build=build)
     if common.folded_bn:
-        model = fold(model, example_of(spec))
+        model = fold(model, example_images(spec.in_channels))
     model.spec = spec
     return model
 
 
-def example_of(spec: ModelSpec) -> jax.ShapeDtypeStruct:
-    """Images that a network takes, for functions that trace it."""
-    return jax.ShapeDtypeStruct((1, 224, 224, spec.in_channels), jnp.float32)
+def example_images(channels: int) -> jax.ShapeDtypeStruct:
+    """Images that every network takes, for functions that trace one."""
+    return jax.ShapeDtypeStruct((1, 224, 224, channels), jnp.float32)
 
 
 def create_model(

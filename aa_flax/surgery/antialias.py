@@ -20,7 +20,8 @@ from aa_flax.models import registry
 from aa_flax.models.base import Network
 from aa_flax.surgery.blurs import DOWNSAMPLES
 from aa_flax.surgery.plan import Place, Plan, Slots, Survey
-from aa_flax.surgery.report import SurgeryReport
+from aa_flax.surgery.refusals import ALREADY
+from aa_flax.surgery.report import STRIDE_1, SurgeryReport
 from aa_flax.surgery.slots import check_classes, check_slots
 from aa_flax.surgery.trace import TracedProgram, traced
 from aa_flax.surgery.walk import Surgeon
@@ -188,8 +189,11 @@ def _nothing_changed(model: nnx.Module, report: SurgeryReport) -> str:
             "called inside __call__ cannot be seen from outside: aa_flax.find_strided(model, x) names them, and "
             "aa_flax.nn.max_pool, avg_pool and Conv take their place"
         )
-    reasons = [f"  {c.path}: {c.layer}: {c.detail}" for c in report.changes[:8]]
-    more = [f"  ... and {len(report.changes) - 8} more"] if len(report.changes) > 8 else []
+    strided = [c for c in report.changes if c.detail != STRIDE_1] or report.changes
+    if all(c.detail == ALREADY for c in strided):
+        return f"nothing to antialias in {name}: every stride is {ALREADY}"
+    reasons = [f"  {c.path}: {c.layer}: {c.detail}" for c in strided[:8]]
+    more = [f"  ... and {len(strided) - 8} more"] if len(strided) > 8 else []
     return "\n".join([f"nothing to antialias in {name}:", *reasons, *more])
 
 
