@@ -170,7 +170,7 @@ def main(config: Config) -> None:
     fit(plain, epochs=config.epochs, rate=config.rate, what="plain")
     rows = [("plain", *measure(plain, images))]
 
-    antialiased, report = aa_flax.antialias(plain)
+    antialiased, report = aa_flax.antialias(plain, example=jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32))
     print(report)
     rows.append(("antialias(plain), not trained on", *measure(antialiased, images)))
     for name, model in (
