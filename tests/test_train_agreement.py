@@ -164,10 +164,37 @@ def test_two_processes_that_differ_are_both_refused_and_leave_nothing(tmp_path):
         assert not (tmp_path / "run").exists()
 
 
-def differing_pair(run_dir: Path, options: tuple[str, ...], cache: Path) -> list[subprocess.Popen[str]]:
+@pytest.mark.slow
+def test_when_one_process_cannot_go_on_both_end_and_say_why(tmp_path):
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 20, 20, 3), dtype=np.uint8)
+    for place in ("one", "other"):
+        for i, picture in enumerate(pixels):
+            for split in ("train", "val"):
+                path = tmp_path / place / split / f"class{i // 20}" / f"{i:02}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(picture).save(path)
+    # Not among those whose pixels are compared.
+    (tmp_path / "other" / "train" / "class0" / "01.png").write_text("no image")
+    data = ("--data.name", "imagenet", "--data.image-size", "16", "--batch", "8", "--data.max-bad-fraction", "0")
+    pair = differing_pair(
+        tmp_path / "run",
+        ("--data.dir", str(tmp_path / "other")),
+        tmp_path / "compiled",
+        both=(*data, "--data.dir", str(tmp_path / "one")),
+    )
+    said = [finish(process, code=2).strip().splitlines()[-1] for process in pair]
+    assert said[0].startswith("error: process 0: another process of this run is gone")
+    assert said[1].startswith("error: process 1: 1 of 40 images are unreadable")
+
+
+def differing_pair(
+    run_dir: Path, options: tuple[str, ...], cache: Path, *, both: tuple[str, ...] = ()
+) -> list[subprocess.Popen[str]]:
     """Two processes, the second of which has further options."""
     together = ("--distributed", "--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", "2")
-    words = (*SMALL, "--run-dir", str(run_dir), *together)
+    words = (*SMALL, *both, "--run-dir", str(run_dir), *together)
     return [
         start(*words, "--process-id", "0", cache=cache),
         start(*words, "--process-id", "1", *options, cache=cache),
