@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from aa_flax.dtypes import at_least_float32
 from aa_flax.meshes import require_whole
 from aa_flax.platforms import platform_dependent
 
@@ -107,7 +108,7 @@ def matmul_each(x: jax.Array, maps: Maps) -> jax.Array:
 
 def matmul_along(x: jax.Array, matrix: np.ndarray, axis: int) -> jax.Array:
     """``matrix @ x`` along one axis, in float32 or wider."""
-    dtype = _accumulation_dtype(x)
+    dtype = at_least_float32(x.dtype)
     # Entries that the input's dtype holds exactly, as it does the taps of all usual filters, need no wider products.
     exact = jnp.finfo(x.dtype).bits < 32 and (np.asarray(matrix, x.dtype).astype(matrix.dtype) == matrix).all()
     y = jnp.tensordot(
@@ -137,7 +138,7 @@ def _gather_along_jvp(maps: Maps, primals, tangents):
 
 
 def _gather(x: jax.Array, bands: Sequence[Band], axes: Sequence[int]) -> jax.Array:
-    dtype = _accumulation_dtype(x)
+    dtype = at_least_float32(x.dtype)
     total = None
     for index, weight in _terms(bands, axes, x.ndim):
         term = x.at[index].get(mode="promise_in_bounds").astype(dtype) * jnp.asarray(weight, dtype)
@@ -148,7 +149,7 @@ def _gather(x: jax.Array, bands: Sequence[Band], axes: Sequence[int]) -> jax.Arr
 
 def _scatter(x: jax.Array, bands: Sequence[Band], axes: Sequence[int], sizes: Sequence[int]) -> jax.Array:
     """The transpose of :func:`_gather`, term by term, as a sum of scatter-adds into axes of the given sizes."""
-    x = x.astype(_accumulation_dtype(x))
+    x = x.astype(at_least_float32(x.dtype))
     # Zeros made from an empty slice of x are linear in it; constant ones would be kept as residuals.
     total = lax.slice_in_dim(x, 0, 0, axis=axes[0])
     for axis in axes[1:]:
@@ -174,7 +175,3 @@ def _terms(
             weight = weight * band.weights[:, j].reshape([-1 if i == axis else 1 for i in range(ndim)])
         # A weight that is the same everywhere needs no table.
         yield tuple(index), weight.flat[0] if (weight == weight.flat[0]).all() else weight
-
-
-def _accumulation_dtype(x: jax.Array):
-    return jnp.promote_types(x.dtype, jnp.float32)

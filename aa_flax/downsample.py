@@ -19,6 +19,7 @@ from aa_flax import blurpool
 from aa_flax.axes import check_floating, per_axis, spatial_axes, whole_number
 from aa_flax.axis_maps import matmul_along
 from aa_flax.blurpool import blur_axes
+from aa_flax.dtypes import at_least_float32
 from aa_flax.energies import most_energetic
 
 
@@ -187,7 +188,7 @@ class ContentAdaptiveBlur(nnx.Module):
     def __call__(self, x: jax.Array, like: jax.Array | None = None) -> jax.Array:
         """Blurs by predicted filters and subsamples. ``like`` is ignored: every path predicts its own filters."""
         axes = _spatial_axes(self, x, len(self.stride))
-        k, wide = self.filter_size, jnp.promote_types(x.dtype, jnp.float32)
+        k, wide = self.filter_size, at_least_float32(x.dtype)
         padded = x
         for axis in axes:
             padded = _pad(padded, axis, (k - 1) // 2, k // 2, self.pad_type)

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from aa_flax.dtypes import at_least_float32
+
 # A sum along one axis stays below it, and so does the sum with what is carried over from the digit beneath.
 _SUM_BITS = 30
 # What a square may keep beyond its type's precision: values far below the largest still count.
@@ -31,13 +33,13 @@ def most_energetic(maps: Sequence[jax.Array], axes: int) -> jax.Array:
         Indices into ``maps``, whole numbers of shape (...).
     """
     stacked = lax.stop_gradient(jnp.stack(maps))
-    stacked = stacked.astype(jnp.promote_types(stacked.dtype, jnp.float32))
+    stacked = stacked.astype(at_least_float32(stacked.dtype))
     largest = jnp.abs(stacked).max((0, *range(-axes, 0)), keepdims=True, initial=0)
     shares = jnp.square(stacked / _power_of_two(largest)) / 16
     first = jnp.ones(shares.shape[:-axes], bool)
     for digit in _digits_of_sum(shares, axes):
         left = jnp.where(first, digit, -1)
-        first = left == left.max(0)
+        first = left == left.max(0, keepdims=True)
     return jnp.argmax(first, 0)
 
 
@@ -46,8 +48,9 @@ def _power_of_two(largest: jax.Array) -> jax.Array:
     info = jnp.finfo(largest.dtype)
     # Those whose reciprocals are normal numbers: compilers divide by multiplying with them.
     powers = np.ldexp(np.ones((), largest.dtype), np.arange(info.minexp, 1 - info.minexp))
+    powers = powers[(None,) * largest.ndim]
     finite = jnp.where(jnp.isfinite(largest), largest, info.max)[..., None]
-    return jnp.where(powers <= finite, powers, powers[0]).max(-1)
+    return jnp.where(powers <= finite, powers, powers[..., :1]).max(-1)
 
 
 def _digits_of_sum(shares: jax.Array, axes: int) -> list[jax.Array]:

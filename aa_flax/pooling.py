@@ -10,6 +10,7 @@ from jax import lax
 
 from aa_flax.axes import check_floating, per_axis, spatial_axes
 from aa_flax.blurpool import blur_axes
+from aa_flax.dtypes import at_least_float32
 
 
 def _stays(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -110,7 +111,7 @@ def avg_pool(x: jax.Array, window: int | Sequence[int], stride: int | Sequence[i
     """
     axes = spatial_axes("avg_pool", x, 2)
     check_floating("avg_pool", x)
-    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    y = x.astype(at_least_float32(x.dtype))
     sizes, strides = per_axis("window", window, 2), per_axis("stride", stride, 2)
     for axis, size, step in reversed(list(zip(axes, sizes, strides, strict=True))):
         y = functools.reduce(jnp.add, _shifted(y, axis, size, step)) / size
@@ -162,7 +163,7 @@ def adaptive_avg_pool(x: jax.Array, output_size: int | Sequence[int]) -> jax.Arr
     """
     axes = spatial_axes("adaptive_avg_pool", x, 2)
     check_floating("adaptive_avg_pool", x)
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    dtype = at_least_float32(x.dtype)
     y = x
     for axis, cells in zip(axes, per_axis("output_size", output_size, 2), strict=True):
         size = y.shape[axis]
@@ -179,4 +180,4 @@ def adaptive_avg_pool(x: jax.Array, output_size: int | Sequence[int]) -> jax.Arr
 def global_avg_pool(x: jax.Array) -> jax.Array:
     """The mean over all pixels, (..., H, W, C) to (..., C), taken in float32 or wider, in the input's dtype."""
     spatial_axes("global_avg_pool", x, 2)
-    return x.mean((-3, -2), dtype=jnp.promote_types(x.dtype, jnp.float32)).astype(x.dtype)
+    return x.mean((-3, -2), dtype=at_least_float32(x.dtype)).astype(x.dtype)

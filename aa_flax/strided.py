@@ -11,6 +11,7 @@ import copyreg
 import dataclasses
 import functools
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -23,6 +24,7 @@ from jax import lax
 from aa_flax import blurpool, pooling
 from aa_flax.axes import per_axis
 from aa_flax.downsample import Downsample
+from aa_flax.dtypes import at_least_float32
 from aa_flax.meshes import require_whole
 
 BLURRED_SCOPE = "blurred="
@@ -144,9 +146,18 @@ def dense_mean(
 ) -> jax.Array:
     """The mean over windows one sample apart, along the last axes before the channels, in float32 or wider."""
     spatial = x.shape[-1 - len(window) :]
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32)).reshape(-1, *spatial)
+    wide = x.astype(at_least_float32(x.dtype)).reshape(-1, *spatial)
     padding: Any = pads  # NNX takes pairs, its annotation knows names only
-    y = nnx.avg_pool(wide, tuple(window), None, padding, count_include_pad).astype(x.dtype)
+
+    def sums(values: jax.Array) -> jax.Array:
+        return nnx.pool(values, 0.0, lax.add, tuple(window), (1,) * len(window), padding)
+
+    # Not nnx.avg_pool: it divides by a whole number, which strict promotion of dtypes forbids.
+    if count_include_pad:
+        y = sums(wide) / math.prod(window)
+    else:
+        y = sums(wide) / sums(jnp.ones((1, *spatial[:-1], 1), wide.dtype))
+    y = y.astype(x.dtype)
     return y.reshape(*x.shape[: -1 - len(window)], *y.shape[1:])
 
 

@@ -10,6 +10,7 @@ import optax
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
+from aa_flax.dtypes import at_least_float32
 from train.optim import Schedule
 
 Tree = Any
@@ -80,7 +81,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) 
 
     With smoothing s the target is 1-s on the label plus s/classes on every class, as in PyTorch.
     """
-    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
+    log_probabilities = jax.nn.log_softmax(logits.astype(at_least_float32(logits.dtype)))
     picked = jnp.take_along_axis(log_probabilities, labels[:, None], axis=-1)[:, 0]
     return -((1 - smoothing) * picked + smoothing * log_probabilities.mean(-1)).mean()
 

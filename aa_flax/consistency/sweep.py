@@ -11,6 +11,7 @@ from flax import nnx
 from jax import lax
 from jax.tree_util import Partial
 
+from aa_flax.dtypes import at_least_float32
 from aa_flax.meshes import cut_alike
 
 Predictor = Callable[[Any], Any]
@@ -150,7 +151,7 @@ def _readings(
         raise ValueError(f"fn must return logits (images, classes); for {views} images it returned {logits.shape}")
     if labels is not None:
         labels = jnp.broadcast_to(labels.reshape(-1, 1), shape).reshape(views)
-    seen = readout(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), labels)
+    seen = readout(logits.astype(at_least_float32(logits.dtype)), labels)
     return {name: array.reshape(shape) for name, array in seen.items()}
 
 

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from aa_flax.dtypes import at_least_float32
+
 Size = tuple[int, int]
 
 
@@ -83,7 +85,7 @@ def fourier_shift(image: jax.Array, offset: jax.Array) -> jax.Array:
         (H, W, C), at least float32. Values may overshoot the range of the input; they are not
         clipped, since clipping is no shift.
     """
-    moved = image.astype(jnp.promote_types(image.dtype, jnp.float32))
+    moved = image.astype(at_least_float32(image.dtype))
     for axis in (0, 1):
         length = image.shape[axis]
         cycles = jnp.arange(length // 2 + 1) / length

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from aa_flax.dtypes import at_least_float32
 from aa_flax.meshes import require_whole
 from aa_flax.platforms import platform_dependent
 
@@ -136,7 +137,7 @@ class _Places(NamedTuple):
 
 
 def _shifted_products(x: jax.Array, kernel: jax.Array, *, places: _Places) -> jax.Array:
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    dtype = at_least_float32(x.dtype)
     factors = kernel.astype(dtype).reshape(-1, 1, 1, 1, kernel.shape[-1])
     terms = (sample.astype(dtype) * factor for sample, factor in zip(places.samples(x), factors, strict=True))
     return functools.reduce(jnp.add, terms).astype(x.dtype)

@@ -12,6 +12,7 @@ from jax.nn.initializers import zeros
 
 from aa_flax.blurpool import BlurPool2D
 from aa_flax.downsample import AdaptivePolyphase, ContentAdaptiveBlur, Downsample, IdealLowPass
+from aa_flax.dtypes import at_least_float32
 from aa_flax.meshes import require_whole
 from aa_flax.models.convolutions import dense_conv, depthwise_conv
 from aa_flax.models.initialisers import Initialiser, he_fan_out, torch_default, torch_default_bias
@@ -82,7 +83,7 @@ class BatchNorm(nnx.BatchNorm):
             param_dtype=param_dtype,
             rngs=rngs,
         )
-        statistics = jnp.promote_types(param_dtype, jnp.float32)
+        statistics = at_least_float32(param_dtype)
         self.mean = nnx.BatchStat(jnp.zeros(num_features, statistics))
         self.var = nnx.BatchStat(jnp.ones(num_features, statistics))
         self.group_size = group_size
@@ -100,7 +101,7 @@ class BatchNorm(nnx.BatchNorm):
             use_running_average = bool(self.use_running_average)
         assert self.scale is not None
         assert self.bias is not None
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        wide = x.astype(at_least_float32(x.dtype))
         mean, var, scale, bias = (_row(v[...], wide) for v in (self.mean, self.var, self.scale, self.bias))
         if use_running_average:
             centre, offset = mean, None
@@ -142,9 +143,8 @@ class BatchNorm(nnx.BatchNorm):
             # With groups the running statistics follow the mean over them; the reference keeps the first
             # device's, which has the same expectation and a larger spread.
             batch = jax.lax.stop_gradient(batch.mean(range(x.ndim - 1)))
-            wide = jnp.promote_types(running.dtype, batch.dtype)
-            updated = self.momentum * running[...].astype(wide) + (1 - self.momentum) * batch.astype(wide)
-            running[...] = updated.astype(running.dtype)
+            batch = batch.astype(running.dtype)
+            running[...] = self.momentum * running[...] + (1 - self.momentum) * batch
         return shift, offset, var
 
 
@@ -194,7 +194,7 @@ class FrozenBatchNorm(BatchNorm):
     def __call__(self, x: jax.Array, use_running_average: bool | None = None, *, mask: None = None) -> jax.Array:
         assert self.scale is not None
         assert self.bias is not None
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        wide = x.astype(at_least_float32(x.dtype))
         mean, var, scale, bias = (
             _row(jax.lax.stop_gradient(v[...]), wide) for v in (self.mean, self.var, self.scale, self.bias)
         )
