@@ -11,7 +11,7 @@ TORCH ?= torch==2.13.0
 ORACLES ?= antialiased-cnns==0.3 torchvision==0.28.0 jaxnn==0.2.0 einops==0.8.2
 # What leaves JAX, and by which packages.
 EXPORTED ?= weights/mobilenet_v2_lpf4-cifar10
-ONNX ?= jax2onnx==0.17.1 onnxruntime==1.32.0
+ONNX ?= jax2onnx==0.17.1 onnxruntime==1.32.0 pytest
 TENSORFLOW ?= tensorflow-cpu==2.21.0
 
 .PHONY: demo test test-slow test-claims test-newest test-tree-mode test-export parity parity-full lint format bench wheel clean help
@@ -62,6 +62,7 @@ test-export: ## ONNX and TensorFlow, each in an environment of its own, against 
 	$(MAKE) .venv-onnx/.export VENV=.venv-onnx EXPORT='$(ONNX)'
 	.venv-onnx/bin/python -m examples.to_onnx --weights $(EXPORTED) --output out/network.onnx
 	.venv-onnx/bin/python -m examples.to_onnx --weights $(EXPORTED) --output out/network-zero.onnx --pad-type zero
+	.venv-onnx/bin/python -m pytest tests/export
 	$(MAKE) .venv-tensorflow/.export VENV=.venv-tensorflow EXPORT='$(TENSORFLOW)'
 	.venv-tensorflow/bin/python -m examples.to_savedmodel --weights $(EXPORTED) --output out/saved_model
 

@@ -28,6 +28,8 @@ from aa_flax.weights.safetensors_file import read_safetensors, write_safetensors
 
 PROGRAM, WEIGHTS, DESCRIPTION = "program.jax", "weights.safetensors", "export.json"
 PLATFORMS = ("cpu", "cuda", "tpu")
+# Smaller images vanish on the way through the pools of some networks.
+_LEAST_FREE_SIZE = 64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,7 +73,7 @@ def export(
     directory: str | os.PathLike[str],
     *,
     batch: str | int = "b",
-    image_size: int | tuple[int, int] = 224,
+    image_size: int | tuple[int | str, int | str] = 224,
     in_channels: int | None = None,
     dtype: jax.typing.DTypeLike = jnp.float32,
     platforms: Sequence[str] = PLATFORMS,
@@ -85,8 +87,8 @@ def export(
         model: an NNX module that maps images (N, H, W, C) to arrays; one of this package, or any other.
         directory: the folder, made when missing; other files in it stay.
         batch: a name leaves the batch size free; a number fixes it.
-        image_size: height and width in pixels, one number for both. They cannot be free: the blur's tables depend
-            on them.
+        image_size: height and width in pixels, one number for both. Names, as in ``("h", "w")``, leave them free from
+            64 pixels on; not for networks with tables that depend on the size, as every blur has.
         in_channels: channels of the images; by default what a network of this package takes.
         dtype: dtype of the images.
         platforms: where the program is to run; it is lowered once for each, and none has to be present.
@@ -107,7 +109,7 @@ def export(
     channels = in_channels or (model.image_channels() if isinstance(model, Network) else None)
     if channels is None:
         raise ValueError(f"in_channels is needed to export {type(model).__name__}, which has no spec")
-    height, width = per_axis("image_size", image_size, 2)
+    height, width = _height_and_width(image_size)
     _check_batch(batch)
     graphdef, noise, state = nnx.split(model, nnx.RngState, ..., graph=True)
     arrays = _arrays(state)
@@ -117,9 +119,20 @@ def export(
         network.eval()
         return network(images)
 
-    shape = jax.export.symbolic_shape(f"{batch}, {height}, {width}, {channels}")
+    free = sorted({size for size in (height, width) if isinstance(size, str)})
+    bounds = [f"{name} >= {_LEAST_FREE_SIZE}" for name in free]
+    shape = jax.export.symbolic_shape(f"{batch}, {height}, {width}, {channels}", constraints=bounds)
     weights = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in arrays.items()}
-    exported = jax.export.export(jax.jit(run), platforms=tuple(platforms))(weights, jax.ShapeDtypeStruct(shape, dtype))
+    lower = jax.export.export(jax.jit(run), platforms=tuple(platforms))
+    try:
+        exported = lower(weights, jax.ShapeDtypeStruct(shape, dtype))
+    except (TypeError, ValueError, jax.errors.InconclusiveDimensionOperation) as error:
+        if not free:
+            raise
+        name = type(model).__name__
+        raise ValueError(
+            f"image_size={image_size!r}: {name} depends on the size of its images, as every blur does: give numbers"
+        ) from error
     return _write(
         local_path(directory),
         bytes(exported.serialize()),
@@ -138,6 +151,18 @@ def _check_platforms(platforms: Sequence[str]) -> None:
     # jax.export takes any text, and a single one for its letters.
     if isinstance(platforms, str) or not platforms or not set(platforms) <= set(known.PLATFORMS):
         raise ValueError(f"platforms must be a list of {', '.join(known.PLATFORMS)}, got {platforms!r}")
+
+
+def _height_and_width(image_size: int | tuple[int | str, int | str]) -> tuple[int | str, ...]:
+    sizes: Any = image_size
+    if not isinstance(sizes, tuple | list) or not any(map(_is_name, sizes)):
+        return per_axis("image_size", sizes, 2)
+    numbers = per_axis("image_size", tuple(1 if _is_name(size) else size for size in sizes), 2)
+    return tuple(size if _is_name(size) else number for size, number in zip(sizes, numbers, strict=True))
+
+
+def _is_name(size: Any) -> bool:
+    return isinstance(size, str) and size.isidentifier()
 
 
 def _check_batch(batch: str | int) -> None:

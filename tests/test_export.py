@@ -241,3 +241,42 @@ def test_misuse(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "flatbuffers", None)
     with pytest.raises(ImportError, match="pip install flatbuffers"):
         aa_flax.load_exported(tmp_path)
+
+
+def test_height_and_width_can_be_free_where_no_table_depends_on_them(tmp_path):
+    """One program for images of any size and shape; equal to what each size gives by itself."""
+    model = with_values(lambda: abstract_model("resnet18_plain", num_classes=3, depths=(1, 1, 1, 1)))
+    aa_flax.export(model, tmp_path / "plain", image_size=("h", "w"), platforms=("cpu",))
+    network = aa_flax.load_exported(tmp_path / "plain")
+    assert network.input_shape == ("b", "h", "w", 3)
+    model.eval()
+    for shape in ((1, 64, 64, 3), (2, 70, 97, 3)):
+        x = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+        want = run(model, x)
+        np.testing.assert_allclose(network(x), want, atol=1e-5 * float(jnp.abs(want).max()))
+    with pytest.raises(ValueError, match="h"):
+        network(x[:, :63])
+
+
+@pytest.mark.parametrize(
+    "spec", ["resnet50_plain", "mobilenet_v2_plain", "densenet121_plain", "vgg11_plain", "alexnet_plain"]
+)
+def test_every_plain_family_lowers_for_free_sizes(spec):
+    depths = {"depths": (1, 1, 1, 1)} if spec[:3] in ("res", "den") else {}
+    model = abstract_model(spec, num_classes=0, **depths)
+    model.eval()
+    graphdef, state = nnx.split(model)
+    shape = jax.export.symbolic_shape("b, h, w, 3", constraints=["h >= 64", "w >= 64"])
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    assert str(jax.eval_shape(lambda s, x: nnx.merge(graphdef, s)(x), state, x).shape[0]) == "b"
+
+
+def test_sizes_that_a_network_depends_on_cannot_be_free(tmp_path):
+    model = with_values(lambda: abstract_model("resnet18_lpf3", num_classes=3, depths=(1, 1, 1, 1)))
+    for size in (("n", "n"), ("h", 64)):
+        with pytest.raises(ValueError, match=r"ResNet depends on the size of its images, as every blur does: give num"):
+            aa_flax.export(model, tmp_path / "x", image_size=size, platforms=("cpu",))
+    for size in (("a b", 64), ("h", 0), ("h", "w", "d")):
+        with pytest.raises(ValueError, match="image_size must be a whole number >= 1 or 2 of them"):
+            aa_flax.export(model, tmp_path / "x", image_size=size)
+    assert not list(tmp_path.iterdir())

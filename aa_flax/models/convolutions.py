@@ -73,7 +73,9 @@ def dense_conv(
     places = _Places.of(x, kernel, window_strides, padding, options.get("rhs_dilation"))
     on_cpu = elsewhere = native
     taps = math.prod(places.taps)
-    if taps == 1 or (min(places.sizes) > 0 and math.prod(places.sizes) < taps):
+    # Of a program for maps of any size no size is known here.
+    known = all(isinstance(size, int) for size in places.sizes)
+    if taps == 1 or (known and min(places.sizes) > 0 and math.prod(places.sizes) < taps):
         types = {name: options[name] for name in ("precision", "preferred_element_type") if name in options}
         on_cpu = functools.partial(_window_products, places=places, **types)
     stride, other = places.strides
