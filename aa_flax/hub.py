@@ -73,6 +73,7 @@ def load_from_hub(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
     dtype: jax.typing.DTypeLike | None = None,
+    **changes: Any,
 ) -> Network:
     """Downloads a network from the Hugging Face Hub, once, and loads it in evaluation mode.
 
@@ -83,6 +84,7 @@ def load_from_hub(
         cache_dir: where downloads are kept; by default the client's own place.
         local_files_only: use what was downloaded before, without a connection.
         dtype: what layers compute in, see :func:`aa_flax.load_pretrained`.
+        **changes: ``num_classes``, ``in_channels``, ``frozen_bn``, ``pad_type`` and ``rngs``, as there.
 
     Raises:
         ImportError: if ``huggingface_hub`` is missing.
@@ -97,7 +99,7 @@ def load_from_hub(
         local_files_only=local_files_only,
         allow_patterns=_FILES,
     )
-    return load_pretrained(Path(folder), dtype=dtype)
+    return load_pretrained(Path(folder), dtype=dtype, **changes)
 
 
 def model_card(config: PretrainedConfig, repo_id: str = "owner/name") -> str:

@@ -16,16 +16,19 @@ import pytest
 from flax import nnx
 
 import aa_flax
+from aa_flax.models.registry import resolve_spec
 from aa_flax.weights.abstract import abstract_model
+from aa_flax.weights.refit import refit
+from aa_flax.weights.variables import variables
 from tests.foreign_networks import with_values
 from tests.test_hub import REPO, FakeApi
 
-SMALL = {"depths": (1, 1, 1, 1), "growth_rate": 4, "num_init_features": 8, "num_classes": 3}
+SMALL = {"depths": (1, 1, 1, 1), "growth_rate": 4, "num_init_features": 8}
 DILATED = {"depths": (1, 1, 1, 1), "width_per_group": 8, "output_stride": 16, "num_classes": 3}
 
 
-def densenet(spec: str, **options):
-    return with_values(lambda: abstract_model(spec, **SMALL, **options))
+def densenet(spec: str, classes: int = 3, **options):
+    return with_values(lambda: abstract_model(spec, **SMALL, num_classes=classes, **options))
 
 
 KINDS = {
@@ -306,3 +309,65 @@ def test_options_of_the_wrong_kind(spec, options, message):
 def test_numbers_of_numpy_are_numbers():
     want = abstract_model("densenet121", num_classes=5, depths=(1, 1, 1, 1)).spec
     assert abstract_model("densenet121", num_classes=np.int64(5), depths=list(np.ones(4, int))).spec == want
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _features(graphdef, state, x):
+    model = nnx.merge(graphdef, state)
+    return model.features(x), model(x)
+
+
+def features(model, x):
+    return _features(*split(model), x)
+
+
+def test_loading_for_other_classes_and_images(tmp_path):
+    model = network("anti-aliased")
+    aa_flax.save_pretrained(model, tmp_path)
+    x = images()[..., :1]
+    want, _ = features(model, jnp.repeat(x, 3, -1))
+    alike = functools.partial(np.testing.assert_allclose, desired=want, atol=2e-5 * float(jnp.abs(want).max()))
+    headless = aa_flax.load_pretrained(tmp_path, num_classes=0, in_channels=1)
+    found, pooled = features(headless, x)
+    alike(found)
+    assert pooled.shape == (2, model.feature_channels[-1])
+    x = jnp.repeat(x, 6, -1)
+    other = aa_flax.load_pretrained(tmp_path, num_classes=5, in_channels=6, frozen_bn=True, rngs=nnx.Rngs(3))
+    found, logits = features(other, x)
+    alike(found)
+    assert logits.shape == (2, 5)
+    assert other.spec == densenet("densenet121_lpf3", in_channels=6, frozen_bn=True, classes=5).spec
+    preprocessing = aa_flax.Preprocessing(mean=(0.5,) * 6, std=(0.25,) * 6)
+    aa_flax.save_pretrained(other, tmp_path / "other", preprocessing=preprocessing)
+    np.testing.assert_array_equal(features(aa_flax.load_pretrained(tmp_path / "other"), x)[1], logits)
+    with pytest.raises(ValueError, match="num_classes must be a whole number >= 0, got -1"):
+        aa_flax.load_pretrained(tmp_path, num_classes=-1)
+
+
+@pytest.mark.parametrize("spec", ["alexnet", "vgg11_bn", "resnet18"])
+def test_heads_come_and_go_with_their_hidden_layers(spec):
+    shapes = {n: variables(abstract_model(spec, num_classes=n)) for n in (0, 4, 7)}
+    specs = {n: resolve_spec(spec, num_classes=n) for n in shapes}
+    ones = {path: np.broadcast_to(np.float32(1), v.shape) for path, v in shapes[4].items()}
+    bare = refit(ones, specs[4], specs[0], rngs=nnx.Rngs(0), param_dtype=jnp.float32)
+    assert bare.keys() == shapes[0].keys()
+    other = refit(ones, specs[4], specs[7], rngs=nnx.Rngs(0), param_dtype=jnp.float32)
+    assert {path: a.shape for path, a in other.items()} == {path: v.shape for path, v in shapes[7].items()}
+    fresh = {path for path, a in other.items() if not (a == 1).all()}
+    assert {path.rpartition(".")[0] for path in fresh} <= {"fc", "fc8", "classifier"}
+    assert len(fresh) in (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("spec", "channels"),
+    [
+        ("resnet18", (64, 128, 256, 512)),
+        ("resnet50", (256, 512, 1024, 2048)),
+        ("densenet121", (256, 512, 1024, 1024)),
+        ("vgg11", (256, 512, 512, 512)),
+        ("alexnet", (64, 192, 256, 256)),
+        ("mobilenet_v2", (24, 32, 96, 320)),
+    ],
+)
+def test_the_pyramid_says_its_channels(spec, channels):
+    assert abstract_model(spec, num_classes=0, in_channels=2).feature_channels == channels

@@ -6,6 +6,7 @@ from collections.abc import Hashable
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from aa_flax.models.images import check_images
@@ -71,6 +72,19 @@ class Network(nnx.Module):
         """
         check_images(x, self.image_channels())
         return self._pyramid(x, rngs)
+
+    @property
+    def feature_channels(self) -> tuple[int, ...]:
+        """Channels of each map of :meth:`feature_pyramid`, read from a trace of it."""
+        graphdef, state = nnx.split(self)
+
+        def maps(state: nnx.State, x: jax.Array) -> tuple[jax.Array, ...]:
+            network = nnx.merge(graphdef, state, copy=True)
+            network.eval()
+            return network.feature_pyramid(x)
+
+        x = jax.ShapeDtypeStruct((1, 224, 224, self.image_channels() or 3), jnp.float32)
+        return tuple(each.shape[-1] for each in jax.eval_shape(maps, state, x))
 
     def features(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         """The last map before pooling, (N, H', W', C); arguments as :meth:`feature_pyramid`."""

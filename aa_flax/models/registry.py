@@ -108,6 +108,14 @@ def with_options(spec: ModelSpec, **options: Any) -> ModelSpec:
     return dataclasses.replace(spec, options=tuple(sorted((k, v) for k, v in merged.items() if v != known[k])))
 
 
+def changed_spec(spec: ModelSpec, **changes: Any) -> ModelSpec:
+    """The spec with some of the arguments of :func:`create_model` changed, which are checked as there."""
+    arguments: dict[str, Any] = {name: getattr(spec, name) for name in ("num_classes", "in_channels", "pad_type")}
+    arguments.update(spec.options)
+    arguments.update(changes)
+    return resolve_spec(str(spec), **arguments)
+
+
 def _plain(value: Any) -> Any:
     """JSON has lists where the configurations have tuples, and NumPy numbers of its own."""
     if isinstance(value, list | tuple):

@@ -34,7 +34,7 @@ def with_input_channels(state: Mapping[str, Any], spec: str, channels: int) -> d
     key = f"{STEMS[MODELS[parse_spec(spec)[0]][0].__name__]}.weight"
     kernel = tensors.get(key)
     if kernel is not None and kernel.ndim == 4 and kernel.shape[1] not in (0, channels):
-        tensors[key] = _spread(kernel.astype(np.float64), channels).astype(kernel.dtype)
+        tensors[key] = spread(kernel.astype(np.float64), channels).astype(kernel.dtype)
     return tensors
 
 
@@ -45,7 +45,8 @@ def channel_statistics(values: Sequence[float], channels: int) -> tuple[float, .
     return tuple(values[channel % len(values)] for channel in range(channels))
 
 
-def _spread(kernel: np.ndarray, channels: int) -> np.ndarray:
+def spread(kernel: np.ndarray, channels: int) -> np.ndarray:
+    """A kernel (out, in, height, width) for another number of input channels, as :func:`with_input_channels` says."""
     if channels == 1:
         return kernel.sum(1, keepdims=True)
     given = kernel.shape[1]

@@ -1,6 +1,5 @@
 """Pretrained directories in Hugging Face's shape: `config.json` and `model.safetensors`."""
 
-import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,16 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from aa_flax.blurpool import canonical_pad_type
 from aa_flax.local_paths import local_path
 from aa_flax.models.base import Network
-from aa_flax.models.registry import parse_spec
+from aa_flax.models.registry import changed_spec, parse_spec, resolve_spec
 from aa_flax.weights.abstract import build_abstract
 from aa_flax.weights.config import CONFIG_NAME, Preprocessing, PretrainedConfig, dump_config, read_config
 from aa_flax.weights.directories import complete_or_not_at_all
 from aa_flax.weights.errors import CheckpointError
 from aa_flax.weights.identity import spec_of
 from aa_flax.weights.provenance import Provenance, digest, known_of
+from aa_flax.weights.refit import refit
 from aa_flax.weights.safetensors_file import read_safetensors, write_safetensors
 from aa_flax.weights.variables import fill, listing, variables
 
@@ -103,6 +102,10 @@ def load_pretrained(
     *,
     dtype: jax.typing.DTypeLike | None = None,
     pad_type: str | None = None,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+    frozen_bn: bool | None = None,
+    rngs: nnx.Rngs | None = None,
 ) -> Network:
     """A network with its weights, in eval mode.
 
@@ -114,6 +117,11 @@ def load_pretrained(
             directory keep their stored types either way.
         pad_type: padding of every blur in place of the one that the network was trained with, such as `zero` for
             engines that cannot reflect. The answers change: `docs/export.md` has by how much.
+        num_classes: another number of classes than the weights have gives a fresh head, 0 none: pooled features.
+        in_channels: channels of the images; for one channel the first kernels are summed, for others repeated and
+            scaled.
+        frozen_bn: normalise by running statistics in training too, see `create_model`.
+        rngs: source of fresh values; None means `nnx.Rngs(0)`.
 
     Returns:
         The network; `model.provenance` keeps what `config.json` said of the weights.
@@ -127,8 +135,11 @@ def load_pretrained(
         DownloadError: (an OSError) the published weights could not be fetched.
     """
     directory = local_path(name_or_directory)
+    changes = {"pad_type": pad_type, "num_classes": num_classes, "in_channels": in_channels, "frozen_bn": frozen_bn}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    rngs = nnx.Rngs(0) if rngs is None else rngs
     if directory.is_dir():
-        return _load_directory(directory, dtype, pad_type)
+        return _load_directory(directory, dtype, changes, rngs)
     if directory.exists():
         raise CheckpointError(
             f"{directory}: it is a file; convert it first: "
@@ -140,10 +151,12 @@ def load_pretrained(
         if len(directory.parts) > 1 or not isinstance(name_or_directory, str):
             raise FileNotFoundError(f"{directory}: there is no such directory") from error
         raise ValueError(f"there is no directory {str(directory)!r} either: {error}") from error
-    return _load_published(str(name_or_directory), dtype, pad_type)
+    return _load_published(str(name_or_directory), dtype, changes, rngs)
 
 
-def _load_directory(directory: Path, dtype: jax.typing.DTypeLike | None, pad_type: str | None) -> Network:
+def _load_directory(
+    directory: Path, dtype: jax.typing.DTypeLike | None, changes: dict[str, Any], rngs: nnx.Rngs
+) -> Network:
     config = read_config(directory)
     spec = config.spec()
     path = directory / WEIGHTS_NAME
@@ -169,30 +182,37 @@ def _load_directory(directory: Path, dtype: jax.typing.DTypeLike | None, pad_typ
     stored_wide = any(array.dtype == np.float64 for array in arrays.values())
     default = jnp.float64 if stored_wide else jnp.float32
     compute = default if dtype is None else dtype
-    if pad_type is not None:
-        spec = dataclasses.replace(spec, pad_type=canonical_pad_type(pad_type))
+    wanted = changed_spec(spec, **changes)
     try:
-        model = build_abstract(spec, dtype=compute)
+        model = build_abstract(wanted, dtype=compute)
     except (TypeError, ValueError, ArithmeticError) as error:
         if not config.options:
             raise
         raise CheckpointError(f"{directory / CONFIG_NAME}: its options make no network: {error}") from error
+    if wanted != spec:
+        arrays = refit(arrays, spec, wanted, rngs=rngs, param_dtype=default)
     fill(model, arrays, what=str(path), keep_dtype=True)
     model.provenance = Provenance(config, digest(arrays))
     model.eval()
     return model
 
 
-def _load_published(spec: str, dtype: jax.typing.DTypeLike | None, pad_type: str | None) -> Network:
+def _load_published(spec: str, dtype: jax.typing.DTypeLike | None, changes: dict[str, Any], rngs: nnx.Rngs) -> Network:
     # Imported when needed: most programs never download anything.
     from aa_flax.weights import catalog, mapping
     from aa_flax.weights.torch_reader import read_torch_checkpoint
 
     path = catalog.fetch(spec)
     compute = jnp.float32 if dtype is None else dtype
-    state, pad = read_torch_checkpoint(path), "reflect" if pad_type is None else pad_type
-    model = mapping.convert_state_dict(state, spec, what=str(path), dtype=compute, pad_type=pad)
-    model.provenance = Provenance(catalog.find(spec).config, digest(_arrays(model)))
+    model = mapping.convert_state_dict(read_torch_checkpoint(path), spec, what=str(path), dtype=compute)
+    arrays, converted = _arrays(model), resolve_spec(spec)
+    wanted = changed_spec(converted, **changes)
+    if wanted != converted:
+        arrays = refit(arrays, converted, wanted, rngs=rngs, param_dtype=jnp.float32)
+        model = build_abstract(wanted, dtype=compute)
+        fill(model, arrays, what=str(path))
+        model.eval()
+    model.provenance = Provenance(catalog.find(spec).config, digest(arrays))
     return model
 
 
