@@ -282,7 +282,7 @@ import multiprocessing, signal, sys
 from train.data import DataConfig, open_dataset, train_batches
 
 if __name__ == "__main__":
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
     dataset = open_dataset(DataConfig(name="synthetic", image_size=16, synthetic_size=256))
     batches = train_batches(dataset, global_batch=32, seed=0, workers=2)
@@ -347,7 +347,7 @@ def test_workers_and_shared_memory_go_with_a_process_that_is_killed():
 
 def test_workers_outlive_a_signal_to_the_group_and_leave_nothing_when_closed():
     process, workers = loading()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         os.killpg(process.pid, number)
     # Shared memory that is left would be named on stderr.
     output, errors = process.communicate("\n", timeout=120)

@@ -7,15 +7,25 @@ import multiprocessing
 import os
 import signal
 import threading
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 
 
 def let_workers_start() -> None:
-    """grain's workers copy absl's flags, which must count as parsed although nothing parses them."""
+    """grain's workers copy absl's flags, which must count as parsed although nothing parses them.
+
+    They share memory, of which Python's resource tracker takes care. It ignores Ctrl-C and SIGTERM, but a closed
+    terminal would end it: what is blocked where it is started stays blocked in it.
+    """
     from absl import flags
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def begin_worker(index: int, count: int) -> None:
