@@ -47,7 +47,7 @@ def undisturbed(tmp_path_factory, cache) -> Path:
     run_dir = tmp_path_factory.mktemp("undisturbed") / "a base] é"
     output = finish(start(*SMALL, "--run-dir", str(run_dir), cache=cache))
     assert "finished" in output
-    assert f"python -m train export {shlex.quote(str(run_dir))} --output DIR" in " ".join(output.split())
+    assert f"next: python -m train export {shlex.quote(str(run_dir))} --output DIR" in output.splitlines()
     return run_dir
 
 

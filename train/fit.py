@@ -224,5 +224,6 @@ def _report(config: TrainConfig, run_dir: Path, session: Session, ending: Ending
     if around.feed.unreadable():
         rows.append(("unreadable images", f"{around.feed.unreadable()}, named above"))
     rows.append(("run", str(run_dir)))
-    rows.append(("next", f"python -m train export {shlex.quote(str(run_dir))} --output DIR"))
     console.print(summary(rows, "finished"))
+    # Outside the table, whose lines are broken: it is there to be copied.
+    console.print(f"next: python -m train export {shlex.quote(str(run_dir))} --output DIR", soft_wrap=True)
