@@ -52,8 +52,13 @@ def _pad(x: jax.Array, axis: int, low: int, high: int, pad_type: str) -> jax.Arr
     if pad_type == "zero":
         margins = [(low, high, 0) if i == axis else (0, 0, 0) for i in range(x.ndim)]
         return lax.pad(x, jnp.zeros((), x.dtype), margins)
-    positions = np.pad(np.arange(x.shape[axis]), (low, high), _NUMPY_MODES[pad_type])
-    return jnp.take(x, positions, axis=axis)
+    size = x.shape[axis]
+    positions = np.pad(np.arange(size), (low, high), _NUMPY_MODES[pad_type]).tolist()
+    # Of slices, whose gradient is no scatter: JAX would not know how that lies on a mesh with Explicit axes.
+    before, after = (
+        [lax.slice_in_dim(x, p, p + 1, axis=axis) for p in part] for part in (positions[:low], positions[low + size :])
+    )
+    return jnp.concatenate([*before, x, *after], axis)
 
 
 class AdaptivePolyphase(nnx.Module):

@@ -1,5 +1,6 @@
 """What a mesh with Explicit axes, JAX's default, asks of the layers: there an array's type says how it is cut."""
 
+import contextlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -32,6 +33,14 @@ def take_rows(x: Any, rows: np.ndarray) -> Any:
     cuts = x.shape[0] // sharding.shard_shape(x.shape)[0]
     names = None if len(rows) % cuts else sharding.spec[0]
     return x.at[rows].get(out_sharding=NamedSharding(sharding.mesh, PartitionSpec(names)))
+
+
+def within_mesh_of(x: jax.Array) -> contextlib.AbstractContextManager[Any]:
+    """The mesh that the type of ``x`` is cut over, for operations that ask which one it is: newer JAX's slices do."""
+    sharding = jax.typeof(x).sharding
+    if all(names is None for names in sharding.spec):
+        return contextlib.nullcontext()
+    return jax.sharding.use_abstract_mesh(sharding.mesh)
 
 
 def cut_alike(x: jax.Array, like: jax.Array) -> jax.Array:

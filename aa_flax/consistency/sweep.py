@@ -12,7 +12,7 @@ from jax import lax
 from jax.tree_util import Partial
 
 from aa_flax.dtypes import at_least_float32
-from aa_flax.meshes import cut_alike
+from aa_flax.meshes import cut_alike, within_mesh_of
 
 Predictor = Callable[[Any], Any]
 Preprocess = Callable[[jax.Array], jax.Array]
@@ -138,7 +138,8 @@ def _by_image(seen: Any, shifts: int) -> Any:
 
 
 def _views(images: jax.Array, part: jax.Array, view: View, preprocess: Preprocess | None) -> jax.Array:
-    views = jax.vmap(jax.vmap(view, in_axes=(None, 0)))(images, cut_alike(part, images))
+    with within_mesh_of(images):
+        views = jax.vmap(jax.vmap(view, in_axes=(None, 0)))(images, cut_alike(part, images))
     views = views.reshape(-1, *views.shape[2:])
     return views if preprocess is None else preprocess(views)
 
