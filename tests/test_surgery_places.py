@@ -354,6 +354,14 @@ def test_wrong_spellings_give_one_line(slots, message):
     assert len(str(caught.value)) < 300
 
 
+def test_a_table_of_slots_may_serve_several_networks():
+    slots: dict = {BasicBlock: {"->conv2": "conv1"}}
+    _, alone = aa_flax.antialias(block(), first=True, slots=slots)
+    _, among = aa_flax.antialias(block(), first=True, slots={MBConv: {"->se": "depthwise"}, **slots})
+    assert among.antialiased == alone.antialiased
+    assert [change.path for change in alone.antialiased]
+
+
 def test_arrows_into_shared_layers():
     class Both(nnx.Module):
         def __init__(self, rngs):

@@ -1,7 +1,7 @@
 """Slots: where a class says that its blurs belong, in its own words or in those of ``slots=``."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from flax import nnx
@@ -38,15 +38,14 @@ def _check_slot(kind: type, slot: Any, source: Any) -> None:
         raise ValueError(f"{here}: a layer cannot take its own stride over; place='before' blurs before a convolution")
 
 
-def check_classes(argument: str, asked: Iterable[type], held: set[type]) -> None:
-    """Raises ValueError for a class of which the network has no module."""
-    for kind in asked:
-        if kind not in held:
-            names = sorted({k.__name__ for k in held if issubclass(k, nnx.Module) and k is not nnx.Module})
-            close = difflib.get_close_matches(kind.__name__, names, 3) or names[:8]
-            raise ValueError(
-                f"{argument} names {kind.__name__}, of which the network has none; it has {_listed(close)}"
-            )
+def check_classes(argument: str, asked: Collection[type], held: set[type]) -> None:
+    """Raises ValueError if the network has a module of none of the classes. One of them is enough: a table may serve
+    several networks, those with basic blocks and those with bottlenecks."""
+    if asked and held.isdisjoint(asked):
+        kind = next(iter(asked)).__name__
+        names = sorted({k.__name__ for k in held if issubclass(k, nnx.Module) and k is not nnx.Module})
+        close = difflib.get_close_matches(kind, names, 3) or names[:8]
+        raise ValueError(f"{argument} names {kind}, of which the network has none; it has {_listed(close)}")
 
 
 def reach(module: nnx.Module, way: str, slot: str) -> tuple[Any, str, Any]:
