@@ -21,9 +21,9 @@ from benchmarks import measure
 from benchmarks.measure import Case
 from benchmarks.options import Common
 from benchmarks.report import Report
-from train.distributed import Placement
-from train.optim import OptimConfig, learning_rate, sgd
-from train.step import METRICS, TrainState, compile_step, initial_state, split_model
+from train.fit.distributed import Placement
+from train.fit.optim import OptimConfig, learning_rate, sgd
+from train.fit.step import METRICS, TrainState, compile_step, initial_state, split_model
 
 LIMIT_MS = 3.0
 

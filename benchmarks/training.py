@@ -16,7 +16,7 @@ from benchmarks.measure import Case
 from benchmarks.networks import Variant
 from benchmarks.options import Common
 from benchmarks.report import Report
-from train.step import StepOptions, initial_state, make_train_step, split_model
+from train.fit.step import StepOptions, initial_state, make_train_step, split_model
 
 TITLE = "Training step"
 MEAN, DEVIATION = 118.0, 58.0

@@ -32,9 +32,9 @@ from train.console import open_console
 from train.data import DataConfig, Dataset, evaluation_batches, open_dataset
 from train.data.augment import normalise, random_flip, random_shift
 from train.errors import CommandError
-from train.optim import OptimConfig, sgd
-from train.presets import preset
-from train.step import StepOptions, TrainState, initial_state, make_train_step, split_model
+from train.fit.optim import OptimConfig, sgd
+from train.fit.presets import preset
+from train.fit.step import StepOptions, TrainState, initial_state, make_train_step, split_model
 
 # A third of the epochs at a tenth of the rate, as the reference fine-tunes.
 FINETUNE_SHARE, FINETUNE_RATE = 1 / 3, 0.1

@@ -20,16 +20,16 @@ from rich.table import Table
 
 from aa_flax import consistency
 from aa_flax.local_paths import check_local_paths
-from train import fit
-from train.config import LogConfig
 from train.console import open_console
 from train.data import Dataset, open_dataset
-from train.display import duration
 from train.errors import CommandError
-from train.export import load_network
-from train.presets import preset
-from train.record import FILE_NAME, read_record
-from train.runlog import read_scores
+from train.fit import command as fit
+from train.fit.config import LogConfig
+from train.fit.display import duration
+from train.fit.export import load_network
+from train.fit.presets import preset
+from train.fit.record import FILE_NAME, read_record
+from train.fit.runlog import read_scores
 
 NAMES = ("plain", "anti-aliased")
 

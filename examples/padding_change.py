@@ -22,7 +22,7 @@ from aa_flax import consistency
 from aa_flax.local_paths import check_local_paths
 from train.data.steps import ValSteps
 from train.errors import CommandError
-from train.evaluate import as_function, open_photos
+from train.evaluate.command import as_function, open_photos
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from aa_flax.consistency import Crop, Exact, Normalise, Zhang2019
 from aa_flax.local_paths import check_local_paths
 from train.data.steps import ValSteps
 from train.errors import CommandError
-from train.evaluate import as_function, open_photos
+from train.evaluate.command import as_function, open_photos
 from train.networks import open_network
 
 SHIFTS = 32

@@ -17,7 +17,7 @@ from pathlib import Path
 import tyro
 
 from tests.training_runs import SMALL, STEPS, assert_same_arrays, final_arrays, finish, kill, lines, losses, start
-from train.checkpoint import TEMPORARY, quiet_storage_library
+from train.fit.checkpoint import TEMPORARY, quiet_storage_library
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -52,7 +52,7 @@ def test_a_command_error_is_one_line(monkeypatch, capsys):
     def refuse(config):
         raise CommandError("the thing is broken: mend it")
 
-    monkeypatch.setattr("train.evaluate.run", refuse)
+    monkeypatch.setattr("train.evaluate.command.run", refuse)
     assert main(["evaluate", "--data", "."]) == 2
     assert capsys.readouterr().err == "error: the thing is broken: mend it\n"
 
@@ -61,7 +61,7 @@ def test_an_interrupt_has_no_traceback(monkeypatch, capsys):
     def interrupt(config):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("train.evaluate.run", interrupt)
+    monkeypatch.setattr("train.evaluate.command.run", interrupt)
     assert main(["evaluate", "--data", "."]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 
@@ -70,7 +70,7 @@ def test_other_errors_keep_their_traceback(monkeypatch):
     def fail(config):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("train.evaluate.run", fail)
+    monkeypatch.setattr("train.evaluate.command.run", fail)
     with pytest.raises(ZeroDivisionError):
         main(["evaluate", "--data", "."])
 
@@ -78,7 +78,7 @@ def test_other_errors_keep_their_traceback(monkeypatch):
 def test_the_overview_imports_neither_jax_nor_a_command():
     program = (
         "import sys, train.__main__ as m; m.main(['--help']);"
-        "sys.exit(any(name in sys.modules for name in ('jax', 'train.evaluate', 'grain')))"
+        "sys.exit(any(name in sys.modules for name in ('jax', 'train.evaluate.command', 'grain')))"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr

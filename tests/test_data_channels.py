@@ -10,14 +10,14 @@ from jax.tree_util import Partial
 from PIL import Image
 
 from aa_flax.weights.config import Preprocessing
-from train.config import NetworkConfig, TrainConfig, validate
 from train.data import DataConfig, open_dataset
 from train.data.augment import augment
 from train.data.channels import for_channels, grey, network_input
 from train.data.datasets import Augmentation
 from train.errors import CommandError
-from train.scoring import protocols_for, score
-from train.shift_views import Photo, look
+from train.evaluate.scoring import protocols_for, score
+from train.explain.shift_views import Photo, look
+from train.fit.config import NetworkConfig, TrainConfig, validate
 
 ONE = Preprocessing(resize=12, crop=8, mean=(0.4,), std=(0.2,))
 

@@ -21,9 +21,9 @@ from aa_flax.weights.store import save_pretrained
 from train.__main__ import main
 from train.data import ImageFolder, evaluation_batches
 from train.errors import CommandError
-from train.evaluate import as_function, open_photos, read_offsets
+from train.evaluate.command import as_function, open_photos, read_offsets
+from train.evaluate.scoring import local_mesh, protocols_for, score, whole_batch
 from train.networks import other_filter
-from train.scoring import local_mesh, protocols_for, score, whole_batch
 
 pytestmark = pytest.mark.usefixtures("optimised")
 RULE = Preprocessing(resize=40, crop=32)
@@ -297,7 +297,7 @@ def test_a_report_that_cannot_be_written_does_not_cost_the_figures(photos, weigh
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("train.evaluate.write_atomically", full)
+    monkeypatch.setattr("train.evaluate.command.write_atomically", full)
     command = ["evaluate", "--data", str(photos.root), "--weights", str(weights), "--batch-size", "16"]
     assert main([*command, "--protocols", "accuracy", "--output", str(tmp_path / "report.json")]) == 2
     printed = capsys.readouterr()
@@ -425,7 +425,7 @@ def test_memory_that_does_not_suffice_is_named(photos, weights, monkeypatch, cap
     def full(*arguments, **options):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
 
-    monkeypatch.setattr("train.evaluate.score", full)
+    monkeypatch.setattr("train.evaluate.command.score", full)
     assert main(["evaluate", "--data", str(photos.root), "--weights", str(weights), "--batch-size", "9"]) == 2
     assert "does not hold --batch-size 9; lower it" in capsys.readouterr().err
 

@@ -15,12 +15,12 @@ from PIL import Image
 
 import aa_flax
 from aa_flax.weights.store import Preprocessing
-from train import explain_pictures as pictures
 from train.__main__ import main
-from train.class_names import imagenet_names, readable_names
+from train.data.class_names import imagenet_names, readable_names
 from train.data.wnids import imagenet_wnids
 from train.errors import CommandError
-from train.shift_views import Photo, View, choose_classes, look, read_photo
+from train.explain import pictures
+from train.explain.shift_views import Photo, View, choose_classes, look, read_photo
 
 pytestmark = pytest.mark.usefixtures("optimised")
 SMALL = Preprocessing(resize=36, crop=32)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from train.licences import licence_of
+from train.fit.licences import licence_of
 
 NC_SA = "CC BY-NC-SA 4.0"
 

@@ -19,10 +19,10 @@ from aa_flax.weights import catalog
 from aa_flax.weights.safetensors_file import read_safetensors
 from aa_flax.weights.torch_reader import list_state_dicts
 from train.__main__ import main
-from train.config import validate
 from train.data import DataConfig, open_dataset
 from train.errors import CommandError
-from train.presets import preset
+from train.fit.config import validate
+from train.fit.presets import preset
 
 ROOT = Path(__file__).parents[1]
 ADDRESS = "gs://bucket/some/run"

@@ -17,9 +17,9 @@ from aa_flax.weights.abstract import abstract_model
 from aa_flax.weights.config import Preprocessing
 from train.data import Augmentation
 from train.data.augment import augment
-from train.optim import OptimConfig, learning_rate, sgd
-from train.scoring import protocols_for, score
-from train.step import StepOptions, initial_state, make_train_step, split_model
+from train.evaluate.scoring import protocols_for, score
+from train.fit.optim import OptimConfig, learning_rate, sgd
+from train.fit.step import StepOptions, initial_state, make_train_step, split_model
 
 SHALLOW = {"depths": (1, 1, 1, 1), "num_classes": 3}
 NETWORKS: dict[str, dict[str, Any]] = {

@@ -9,7 +9,7 @@ from flax import nnx
 
 import aa_flax
 from train.errors import CommandError
-from train.published_weights import Checkpoint, checkpoints, find
+from train.reproduce.published_weights import Checkpoint, checkpoints, find
 
 
 def checkpoint(spec: str, training: str) -> Checkpoint:

@@ -13,11 +13,11 @@ import aa_flax
 from aa_flax.models.base import Network
 from aa_flax.models.layers import BatchNorm
 from aa_flax.weights.statistics import describe_folded_norms, folded_norms
-from train.config import NetworkConfig, TrainConfig
-from train.distributed import Placement
 from train.errors import CommandError
-from train.optim import OptimConfig, learning_rate, sgd
-from train.recalibrate import recalibrate, settle_statistics
+from train.fit.config import NetworkConfig, TrainConfig
+from train.fit.distributed import Placement
+from train.fit.optim import OptimConfig, learning_rate, sgd
+from train.fit.recalibrate import recalibrate, settle_statistics
 
 
 class Small(Network):

@@ -12,11 +12,11 @@ import pytest
 from matplotlib.text import Annotation
 
 from aa_flax.consistency import Estimate
-from train import report, tables
-from train.drawing import STYLE, Drawn
-from train.page import Cell, Figure, Page, Section, Table, plain
-from train.page_forms import to_html, to_markdown, write_page
-from train.standings import Conditions, Entry, Measured, front, published_entries
+from train.page.drawing import STYLE, Drawn
+from train.page.forms import to_html, to_markdown, write_page
+from train.page.page import Cell, Figure, Page, Section, Table, plain
+from train.reproduce import report, tables
+from train.reproduce.standings import Conditions, Entry, Measured, front, published_entries
 
 # What the reference's own tables set in bold type (on the front), by network; all other rows of
 # these tables are in italics. Their rows: the plain network and filters 2 to 5, from scratch.

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from aa_flax.consistency import Estimate
-from train import report
-from train.page_forms import to_html
-from train.standings import Conditions, Entry, Measured, published_entries
+from train.page.forms import to_html
+from train.reproduce import report
+from train.reproduce.standings import Conditions, Entry, Measured, published_entries
 
 pytestmark = pytest.mark.browser
 

@@ -13,11 +13,12 @@ import aa_flax
 from aa_flax.weights import catalog
 from aa_flax.weights.catalog import DownloadError
 from aa_flax.weights.store import Preprocessing
-from train import measuring, published_weights, reproduce
 from train.__main__ import main
 from train.data.wnids import imagenet_wnids
 from train.errors import CommandError
-from train.published_weights import checkpoints, choose
+from train.reproduce import command as reproduce
+from train.reproduce import measuring, published_weights
+from train.reproduce.published_weights import checkpoints, choose
 
 pytestmark = pytest.mark.usefixtures("optimised")
 SMALL = Preprocessing(resize=40, crop=32)

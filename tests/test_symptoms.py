@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from train.config import NetworkConfig, TrainConfig
 from train.data import ArraySource
 from train.data.balance import majority_rate
-from train.session import abstract_network
-from train.symptoms import statistics_of_one_image, symptoms
+from train.fit.config import NetworkConfig, TrainConfig
+from train.fit.session import abstract_network
+from train.fit.symptoms import statistics_of_one_image, symptoms
 
 
 def told(loss: float, accuracy: float, consistency: float, classes: int = 10, majority: float | None = None) -> str:

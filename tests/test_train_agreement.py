@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 
 from tests.training_runs import SMALL, finish, free_port, kill, start, start_pair, wait_for_step
-from train import agreement
-from train.agreement import AgreedError, disagreements, prove_shared, require_same, together
 from train.data import ArraySource, ImageFolder
 from train.data.fingerprint import fingerprint
-from train.distributed import Watch
 from train.errors import CommandError
-from train.optim import OptimConfig
-from train.presets import preset
-from train.record import OWN, code, plain, shared_options
+from train.fit import agreement
+from train.fit.agreement import AgreedError, disagreements, prove_shared, require_same, together
+from train.fit.distributed import Watch
+from train.fit.optim import OptimConfig
+from train.fit.presets import preset
+from train.fit.record import OWN, code, plain, shared_options
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def test_waiting_is_told_as_long_as_nothing_moves(capsys):
 
 def test_a_missing_process_is_waited_for_and_named():
     program = (
-        "import sys; from train.distributed import LaunchConfig, start\n"
+        "import sys; from train.fit.distributed import LaunchConfig, start\n"
         f"start(LaunchConfig(distributed=True, coordinator='127.0.0.1:{free_port()}', num_processes=2, process_id=1,\n"
         "                    start_timeout=1))\n"
     )

@@ -12,9 +12,9 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from tests.training_runs import small_files
-from train.checkpoint import Checkpoints, _reason, named_leaves
 from train.errors import CommandError
-from train.step import TrainState
+from train.fit.checkpoint import Checkpoints, _reason, named_leaves
+from train.fit.step import TrainState
 
 
 def replicated(devices: int) -> NamedSharding:

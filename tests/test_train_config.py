@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 import aa_flax
-from train.config import NetworkConfig, TrainConfig, validate
 from train.data import DataConfig
-from train.distributed import LaunchConfig, check_batch
 from train.errors import CommandError
-from train.fit import parse
-from train.optim import OptimConfig, learning_rate
-from train.presets import preset
-from train.record import FILE_NAME, Record, differences, plain, read_record, write_record
-from train.rundir import claimed, default_run_dir, leave_record, may_continue
+from train.fit.command import parse
+from train.fit.config import NetworkConfig, TrainConfig, validate
+from train.fit.distributed import LaunchConfig, check_batch
+from train.fit.optim import OptimConfig, learning_rate
+from train.fit.presets import preset
+from train.fit.record import FILE_NAME, Record, differences, plain, read_record, write_record
+from train.fit.rundir import claimed, default_run_dir, leave_record, may_continue
 
 # SPEC section 4: learning rate, schedule, weight decay, epochs.
 PUBLISHED = {
@@ -343,7 +343,7 @@ def test_a_name_that_is_not_utf8_is_refused(tmp_path, name):
 
 def test_a_name_that_the_locale_writes_in_other_bytes_is_refused(tmp_path, monkeypatch):
     # As Python does where LC_ALL is en_US.ISO-8859-1.
-    monkeypatch.setattr("train.rundir.os.fsencode", lambda path: str(path).encode("latin-1"))
+    monkeypatch.setattr("train.fit.rundir.os.fsencode", lambda path: str(path).encode("latin-1"))
     with pytest.raises(CommandError, match="set PYTHONUTF8=1"), claimed(tmp_path / "é"):
         pass
 

@@ -7,8 +7,8 @@ import signal
 import pytest
 from rich.console import Console
 
-from train.display import Display
-from train.interrupt import Interrupt
+from train.fit.display import Display
+from train.fit.interrupt import Interrupt
 
 
 def drawn(width: int) -> str:
@@ -30,7 +30,7 @@ def test_a_long_run_fits_into_one_line(width):
 
 def test_off_a_terminal_it_speaks_every_half_minute(monkeypatch):
     now = 0.0
-    monkeypatch.setattr("train.display.time.monotonic", lambda: now)
+    monkeypatch.setattr("train.fit.display.time.monotonic", lambda: now)
     page = io.StringIO()
     with Display(Console(width=80, file=page), epochs=2, steps_per_epoch=100) as display:
         for step in range(200):

@@ -31,8 +31,8 @@ from tests.training_runs import (
     wait_for_step,
 )
 from train.__main__ import main
-from train.checkpoint import TEMPORARY
-from train.validation import Validator
+from train.fit.checkpoint import TEMPORARY
+from train.fit.validation import Validator
 
 
 @pytest.fixture(scope="session")

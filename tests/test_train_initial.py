@@ -7,12 +7,12 @@ import pytest
 from flax import nnx
 
 import aa_flax
-from train.config import NetworkConfig, TrainConfig
 from train.data import DataConfig, open_dataset
 from train.errors import CommandError
-from train.export import data_name
-from train.initial import initial_network
-from train.record import Record
+from train.fit.config import NetworkConfig, TrainConfig
+from train.fit.export import data_name
+from train.fit.network import initial_network
+from train.fit.record import Record
 
 NAMES = ("rose", "daisy", "tulip")
 

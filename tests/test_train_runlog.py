@@ -11,9 +11,9 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event  # type: ignore[attr-defined]
 
 from tests.training_runs import small_files
-from train.config import LogConfig
 from train.errors import CommandError
-from train.runlog import SCORES, RunLog, TensorBoard, read_scores
+from train.fit.config import LogConfig
+from train.fit.runlog import SCORES, RunLog, TensorBoard, read_scores
 
 
 def events(run_dir: Path) -> list[Event]:

@@ -13,9 +13,9 @@ from jax.sharding import AxisType
 from aa_flax.models.layers import BatchNorm
 from train.data import Augmentation
 from train.data.augment import augment
-from train.distributed import Placement
-from train.optim import OptimConfig, learning_rate, sgd
-from train.step import (
+from train.fit.distributed import Placement
+from train.fit.optim import OptimConfig, learning_rate, sgd
+from train.fit.step import (
     StepOptions,
     TrainState,
     compile_step,

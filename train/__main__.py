@@ -27,11 +27,11 @@ class Command:
 
 
 COMMANDS = {
-    "fit": Command("train.fit", "train a network, or go on where training stopped"),
-    "export": Command("train.export", "write the weights of a run for `aa_flax.load_pretrained`"),
-    "evaluate": Command("train.evaluate", "measure accuracy and shift consistency on photos"),
-    "reproduce": Command("train.reproduce", "measure the published networks again, as a report"),
-    "explain": Command("train.explain", "show what a network says of one photo as it shifts"),
+    "fit": Command("train.fit.command", "train a network, or go on where training stopped"),
+    "export": Command("train.fit.export", "write the weights of a run for `aa_flax.load_pretrained`"),
+    "evaluate": Command("train.evaluate.command", "measure accuracy and shift consistency on photos"),
+    "reproduce": Command("train.reproduce.command", "measure the published networks again, as a report"),
+    "explain": Command("train.explain.command", "show what a network says of one photo as it shifts"),
     "prepare": Command("train.data.prepare", "write a TFDS data set as array_record, once"),
 }
 

@@ -13,9 +13,9 @@ from jax.sharding import AxisType
 
 from aa_flax.weights.mapping import convert_state_dict, to_torch_state_dict
 from tests.parity import oracles
-from train.distributed import Placement
-from train.optim import OptimConfig, learning_rate, sgd
-from train.step import StepOptions, compile_step, initial_state, make_train_step, split_model
+from train.fit.distributed import Placement
+from train.fit.optim import OptimConfig, learning_rate, sgd
+from train.fit.step import StepOptions, compile_step, initial_state, make_train_step, split_model
 
 torch = oracles.torch
 STEPS, BATCH, CLASSES, SIZE = 10, 8, 1000, 64

@@ -1,0 +1,1 @@
+"""`python -m train evaluate`: accuracy and shift consistency over a stream of photos, each counted once."""

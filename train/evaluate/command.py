@@ -1,0 +1,301 @@
+"""`python -m train evaluate`: accuracy and shift consistency of a network on a folder of photos."""
+
+import json
+import logging
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.tree_util import Partial
+
+from aa_flax.consistency import Protocol
+from aa_flax.models.registry import parse_spec
+from aa_flax.weights.config import Preprocessing, PretrainedConfig
+from aa_flax.weights.json_file import read_json
+from aa_flax.weights.store import WEIGHTS_NAME, load_pretrained, read_config
+from train.console import open_console, progress
+from train.data import Batch, Batches, ImageFolder, evaluation_batches, reflect_margin
+from train.data.sources import class_folders, default_class_names
+from train.errors import CommandError
+from train.evaluate.kept import keep_crops, keep_diagonal
+from train.evaluate.report import Evaluation, as_json, print_table
+from train.evaluate.scoring import Score, protocols_for, score, whole_batch
+from train.files import write_atomically
+from train.networks import other_filter, refuse_run
+
+log = logging.getLogger(__name__)
+
+# Offsets for every one of a million photos.
+_MAX_OFFSETS_BYTES = 2**28
+
+
+@dataclass(frozen=True)
+class Config:
+    """Measures a network on a folder of photos, CLASS/*.jpg, and prints a table.
+
+    The photos are decoded once; every shift is cut out on the device. Folders named by ImageNet's
+    WordNet ids get the standard class numbers, other folders are numbered in alphabetical order.
+    """
+
+    data: Path
+    """Directory of class folders, for instance /data/imagenet/val."""
+    model: str | None = None
+    """Network, such as resnet50_lpf4. Without --weights, its published weights are fetched."""
+    weights: Path | None = None
+    """Directory that convert_weights.py or `python -m train export` has written."""
+    batch_size: int = 32
+    """Photos in a batch; changes speed and memory, never the figures."""
+    protocols: str = "accuracy,crop"
+    """What to measure, separated by commas; docs/measuring.md explains each."""
+    output: Path | None = None
+    """Where to write the figures, per-image predictions and what repeats the run, as JSON."""
+    save_images: Path | None = None
+    """Directory for the centre crop of every photo as the network sees it, PHOTO.png."""
+    save_diagonal: Path | None = None
+    """Directory for the four arrays of the protocol `diagonal`, each (photos, offsets): probability.npy,
+    best_other.npy, correct.npy, predictions.npy. Measures that protocol too."""
+    offsets: Path | None = None
+    """JSON file of crop offsets to use instead of random ones: (pairs, 2, 2) numbers, or an
+    object that holds them as "offsets" or "shift_offsets"."""
+    seed: int = 0
+    """Of the random offsets."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the layers compute in; float32 uses the highest precision of the device."""
+    pad_type: Literal["reflect", "replicate", "zero", "circular"] | None = None
+    """Padding of every blur in place of the one that the network was trained with."""
+    workers: int = 0
+    """Loader processes; 0 decodes in threads of this one."""
+    max_unreadable: float = 0.1
+    """Stop once more than this share of the photos has turned out to be unreadable."""
+
+
+def run(config: Config) -> int:
+    """Measures, prints the table, writes the report.
+
+    Raises:
+      CommandError: something in `config` cannot be used; the message says what.
+    """
+    _check(config)
+    offsets = None if config.offsets is None else read_offsets(config.offsets)
+    pretrained = _pretrained_config(config)
+    preprocessing = pretrained.preprocessing
+    protocols = protocols_for(
+        _names(config),
+        preprocessing,
+        margin=reflect_margin(preprocessing),
+        seed=config.seed,
+        offsets=offsets,
+        device_batch=whole_batch(config.batch_size),
+    )
+    photos = open_photos(config.data, pretrained)
+    fn = _load(config)
+    batches = evaluation_batches(
+        photos,
+        preprocessing,
+        global_batch=whole_batch(config.batch_size),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        workers=config.workers,
+        max_bad_fraction=config.max_unreadable,
+        max_bad_option="--max-unreadable",
+    )
+    failed: dict[str, str] = {}
+    result = _score(config, fn, batches, protocols, preprocessing, photos, failed)
+    evaluation = Evaluation(
+        pretrained=pretrained,
+        weights=None if config.weights is None else config.weights / WEIGHTS_NAME,
+        options=config,
+        photos=photos,
+        score=result,
+        reasons=batches.bad.found,
+    )
+    if jax.process_index() == 0:
+        try:
+            if config.output is not None:
+                _write(config.output, as_json(evaluation))
+            if config.save_diagonal is not None:
+                keep_diagonal(result.results["diagonal"], config.save_diagonal)
+        finally:
+            # A disk that has filled up meanwhile must not cost the figures.
+            print_table(evaluation, open_console())
+    if failed:
+        photo, reason = next(iter(failed.items()))
+        raise CommandError(
+            f"--save-images {config.save_images}: {len(failed)} of {len(photos)} pictures could not be written, "
+            f"{photo} first: {reason}; all figures above are complete"
+        )
+    return 0
+
+
+def _names(config: Config) -> list[str]:
+    """The protocols to measure, each once."""
+    names = [name.strip() for name in config.protocols.split(",") if name.strip()]
+    if config.save_diagonal is not None:
+        names.append("diagonal")
+    return list(dict.fromkeys(names))
+
+
+def _score(
+    config: Config,
+    fn: Partial,
+    batches: Batches,
+    protocols: dict[str, Protocol],
+    preprocessing: Preprocessing,
+    photos: ImageFolder,
+    failed: dict[str, str],
+) -> Score:
+    stream: Iterable[Batch] = batches
+    if config.save_images is not None:
+        stream = keep_crops(batches, config.save_images, preprocessing.crop, photos.name, failed)
+    try:
+        with progress(open_console(stderr=True), "photos") as bar, jax.default_matmul_precision(_precision(config)):
+            task = bar.add_task("measuring", total=-(-len(photos) // jax.process_count()))
+            return score(
+                fn,
+                stream,
+                protocols,
+                preprocessing,
+                margin=reflect_margin(preprocessing),
+                progress=lambda count: bar.advance(task, count),
+            )
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise CommandError(f"the device's memory does not hold --batch-size {config.batch_size}; lower it") from error
+    finally:
+        batches.close()
+
+
+def _check(config: Config) -> None:
+    if config.batch_size < 1:
+        raise CommandError(f"--batch-size is {config.batch_size}; it must be at least 1")
+    if config.workers < 0:
+        raise CommandError(f"--workers is {config.workers}; it must be 0 or more")
+    if config.seed < 0:
+        raise CommandError(f"--seed is {config.seed}; it must be 0 or more")
+    if not 0 <= config.max_unreadable <= 1:
+        raise CommandError(f"--max-unreadable is {config.max_unreadable}; it must be from 0 to 1")
+    if config.model is None and config.weights is None:
+        raise CommandError("give --weights DIRECTORY, or --model NAME for published weights")
+    output = config.output
+    if output is not None and (output.is_dir() or not os.access(output.absolute().parent, os.W_OK)):
+        raise CommandError(f"--output {output} cannot be written: it must be a file in a directory that can be written")
+    for option, directory in (("--save-images", config.save_images), ("--save-diagonal", config.save_diagonal)):
+        if directory is not None and directory.exists() and not directory.is_dir():
+            raise CommandError(f"{option} {directory} is a file; give a directory")
+
+
+def _precision(config: Config) -> str:
+    return "highest" if config.dtype == "float32" else "default"
+
+
+def _pretrained_config(config: Config) -> PretrainedConfig:
+    """What the weights say about themselves, checked against and changed by what was asked for."""
+    try:
+        asked = None if config.model is None else parse_spec(config.model)
+        if config.weights is None:
+            assert config.model is not None
+            found = PretrainedConfig(model=config.model)
+        else:
+            refuse_run(config.weights, "--weights")
+            found = read_config(config.weights)
+            if (notice := other_filter(found)) is not None:
+                log.warning("%s: %s", config.weights, notice)
+    except (ValueError, OSError) as error:
+        raise CommandError(str(error)) from error
+    if asked is not None and asked != parse_spec(found.model):
+        raise CommandError(
+            f"--model {config.model} contradicts {config.weights}, which holds {found.model}; "
+            "leave --model out, or convert the weights for that network"
+        )
+    if found.in_channels not in (1, 3):
+        raise CommandError(
+            f"{config.weights} takes images of {found.in_channels} channels; photos have 3, or 1 in grey"
+        )
+    return found if config.pad_type is None else replace(found, pad_type=config.pad_type)
+
+
+def _load(config: Config) -> Partial:
+    dtype = None if config.dtype == "float32" else config.dtype
+    name = config.weights if config.weights is not None else config.model
+    assert name is not None
+    try:
+        model = load_pretrained(name, dtype=dtype, pad_type=config.pad_type)
+    except (ValueError, OSError) as error:
+        raise CommandError(str(error)) from error
+    return as_function(model)
+
+
+def as_function(model: nnx.Module) -> Partial:
+    """A network as `score` wants it: a function of arrays, with its weights as arguments."""
+    graph, state = nnx.split(model)
+
+    def forward(arrays: Any, images: jax.Array) -> Any:
+        return nnx.merge(graph, arrays)(images)  # type: ignore[operator]
+
+    return Partial(forward, nnx.as_pure(state))
+
+
+def open_photos(root: Path, pretrained: PretrainedConfig) -> ImageFolder:
+    """The photos in a directory, their folders matched with a network's classes.
+
+    The network's own class names come first, where they name all folders; then ImageNet's ids;
+    then, where there are as many folders as classes, alphabetical order.
+
+    Args:
+      root: the directory of class folders.
+      pretrained: has the number and perhaps the names of the classes.
+
+    Raises:
+      CommandError: nothing readable there, or folders that cannot be matched.
+    """
+    folders = class_folders(root)
+    names = pretrained.class_names
+    if names is None or not set(folders) <= set(names):
+        names = default_class_names(folders)
+        if len(names) != pretrained.num_classes:
+            names = tuple(folders)
+    if len(names) != pretrained.num_classes:
+        raise CommandError(
+            f"{root} has {len(folders)} class folders ({folders[0]}, ...), which cannot be matched "
+            f"with the {pretrained.num_classes} classes of {pretrained.model}"
+        )
+    return ImageFolder(root, names)
+
+
+def read_offsets(path: Path) -> np.ndarray:
+    """Pairs of crop offsets from a JSON file; see `Config.offsets`.
+
+    Returns:
+      (pairs, 2, 2) or (images, pairs, 2, 2) integers: which of the two, (rows, columns).
+
+    Raises:
+      CommandError: no such file, or other content.
+    """
+    try:
+        content = read_json(path, _MAX_OFFSETS_BYTES)
+    except OSError as error:
+        raise CommandError(f"--offsets {path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise CommandError(f"--offsets {path} is not JSON: {error}") from error
+    if isinstance(content, dict):
+        content = content.get("offsets", content.get("shift_offsets"))
+    try:
+        offsets = np.array(content)
+    except ValueError:
+        offsets = np.array(None)
+    if offsets.dtype.kind != "i" or offsets.ndim not in (3, 4) or offsets.shape[-2:] != (2, 2):
+        raise CommandError(f"--offsets {path} holds no (pairs, 2, 2) whole numbers: which of two, (rows, columns)")
+    return offsets
+
+
+def _write(path: Path, report: dict[str, Any]) -> None:
+    try:
+        write_atomically(path, json.dumps(report, indent=1).encode())
+    except OSError as error:
+        raise CommandError(f"--output {path} cannot be written: {error.strerror}") from error

@@ -1,0 +1,1 @@
+"""`python -m train explain`: pictures of what a network says of one photo as it shifts."""

@@ -1,0 +1,1 @@
+"""`python -m train fit` and `export`: a run, from its configuration to its weights."""

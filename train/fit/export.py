@@ -1,0 +1,177 @@
+"""`python -m train export`: the weights of a run as a directory that `aa_flax.load_pretrained` reads."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Literal
+
+import jax
+import tyro
+from flax import nnx
+from jax.sharding import SingleDeviceSharding
+
+from aa_flax.printable import printable
+from aa_flax.weights.store import save_pretrained
+from train.data.wnids import imagenet_wnids
+from train.errors import CommandError
+from train.fit.checkpoint import Checkpoints, quiet_storage_library
+from train.fit.config import TrainConfig
+from train.fit.licences import licence_of
+from train.fit.record import DATASET, FILE_NAME, Record, preprocessing_of, read_record
+from train.fit.rundir import CHECKPOINTS, has_checkpoints
+from train.fit.runlog import Scores, read_scores
+from train.fit.session import abstract_network, abstract_state, optimizer_of
+from train.fit.step import TrainState, split_model
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Write the weights of a run as config.json and model.safetensors.
+
+    python -m train export runs/resnet50_lpf4-zhang2019 --output weights/resnet50_lpf4
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Directory of the run."""
+
+    output: Path
+    """Directory to write; made when missing."""
+
+    checkpoint: Literal["latest", "best"] | int = "latest"
+    """Which checkpoint: the newest, the one with the best validation accuracy, or the one of a step."""
+
+    weights: Literal["auto", "ema", "raw"] = "auto"
+    """ema: the moving average; raw: the weights themselves; auto: the average where the run has one."""
+
+    license: str | None = None
+    """Licence of the weights, written into config.json, such as Apache-2.0."""
+
+    overwrite: bool = False
+    """Replace weights that are in the output directory."""
+
+
+def run(config: Config) -> int:
+    """Exports, and prints where to.
+
+    Raises:
+        CommandError: no run, no such or no sound checkpoint, or an output that cannot be written.
+    """
+    quiet_storage_library()
+    record = read_record(config.run / FILE_NAME)
+    if not has_checkpoints(config.run):
+        raise CommandError(f"{config.run} has no checkpoint yet: there is nothing to export")
+    for name in DATASET:
+        if name not in record.dataset:
+            raise CommandError(f"{config.run / FILE_NAME} is not the record of a run: dataset has no field {name!r}")
+    scores = _scores(config)
+    step, model, ema = load_network(
+        config.run, record, scores=scores, checkpoint=config.checkpoint, weights=config.weights
+    )
+    dataset = record.dataset
+    parents = [record.parent] if record.parent else []
+    licence, note = licence_of(config.license, [parent.get("license") for parent in parents])
+    try:
+        save_pretrained(
+            model,
+            config.output,
+            preprocessing=preprocessing_of(dataset),
+            class_names=dataset["class_names"],
+            source={
+                "trained_by": "python -m train fit",
+                "data": data_name(record),
+                "preset": record.config.preset,
+                "step": step,
+                "weights": "ema" if ema else "raw",
+                "git": record.environment.get("git"),
+                **({"parents": parents} if parents else {}),
+            },
+            license=licence,
+            metrics=scores.get(step, {}),
+            overwrite=config.overwrite,
+        )
+    except (OSError, ValueError) as error:
+        raise CommandError(f"--output {config.output}: {error}") from error
+    kind = "moving average" if ema else "weights"
+    print(printable(f"{config.output}: {record.config.model}, {kind} of step {step:,}"))
+    if note:
+        print(printable(note))
+    print(f"use it: aa_flax.load_pretrained({str(config.output)!r})")
+    return 0
+
+
+def data_name(record: Record) -> str:
+    """What the training images are called; folders of other classes than ImageNet's by their directory."""
+    name, directory = record.dataset["name"], record.config.data.dir
+    if name == "imagenet" and directory is not None and not set(record.dataset["class_names"]) <= set(imagenet_wnids()):
+        return directory.expanduser().absolute().name
+    return name
+
+
+def _scores(config: Config) -> Scores:
+    """Validation results by step; where they are damaged and nothing is chosen by them, none."""
+    try:
+        return read_scores(config.run)
+    except CommandError as error:
+        if config.checkpoint == "best":
+            raise
+        print(printable(f"no metrics are written: {error}"), file=sys.stderr)
+        return {}
+
+
+def load_network(
+    run_dir: Path,
+    record: Record,
+    *,
+    scores: Scores | None = None,
+    checkpoint: Literal["latest", "best"] | int = "latest",
+    weights: Literal["auto", "ema", "raw"] = "auto",
+) -> tuple[int, nnx.Module, bool]:
+    """A trained network in evaluation mode.
+
+    Args:
+        run_dir: directory of the run; it is only read.
+        record: its record.
+        scores: its validation results by step, by which ``best`` is chosen.
+        checkpoint: which one; ``latest`` is the newest sound one.
+        weights: the moving average or the weights themselves.
+
+    Returns:
+        The step, the network, and whether its weights are the moving average.
+
+    Raises:
+        CommandError: no such or no sound checkpoint, or a run without a moving average.
+    """
+    config = record.config
+    if weights == "ema" and config.optim.ema is None:
+        raise CommandError(f"--weights ema: the run {run_dir} keeps no moving average (--optim.ema)")
+    accuracies = {step: values["accuracy"] for step, values in (scores or {}).items()}
+    checkpoints = Checkpoints(run_dir / CHECKPOINTS, scores=accuracies, read_only=True)
+    candidates = _candidates(checkpoints, checkpoint, run_dir)
+    model = abstract_network(config, record.dataset["num_classes"])
+    restored = checkpoints.restore(_like(config, model), steps=candidates)
+    assert restored is not None
+    ema = config.optim.ema is not None and weights != "raw"
+    state: TrainState = restored.state
+    chosen = state.ema if ema else {"params": state.params, "stats": state.stats}
+    filled = nnx.merge(split_model(model)[0], chosen["params"], chosen["stats"])
+    filled.eval()
+    return restored.step, filled, ema
+
+
+def _candidates(checkpoints: Checkpoints, wanted: Literal["latest", "best"] | int, run_dir: Path) -> list[int]:
+    steps = checkpoints.steps()
+    if wanted == "latest":
+        return steps[::-1]
+    step = checkpoints.best_step() if wanted == "best" else wanted
+    if step is None:
+        raise CommandError(f"--checkpoint best: no checkpoint of {run_dir} has been validated yet")
+    if step not in steps:
+        raise CommandError(f"--checkpoint {step}: {run_dir} has those of steps {', '.join(map(str, steps))}")
+    return [step]
+
+
+def _like(config: TrainConfig, model: nnx.Module) -> TrainState:
+    # The schedule's length does not change the state's form.
+    shapes = abstract_state(config, model, optimizer_of(config, 1))
+    here = SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)

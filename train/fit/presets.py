@@ -1,0 +1,125 @@
+"""Recipes: what `--preset NAME` sets, for each of the 23 networks."""
+
+import dataclasses
+from collections.abc import Callable
+from fnmatch import fnmatch
+
+from aa_flax.models.registry import parse_spec
+from train.data import DataConfig
+from train.errors import CommandError
+from train.fit.config import NetworkConfig, PresetName, TrainConfig
+from train.fit.optim import OptimConfig
+
+# Peak learning rates of Zhang 2019 for a batch of 256. Networks without normalisation need a small one.
+_LEARNING_RATES = (
+    ("alexnet", 0.01),
+    ("vgg*_bn", 0.05),
+    ("vgg*", 0.01),
+    ("mobilenet_v2", 0.05),
+    ("*", 0.1),
+)
+# The recipes made for one data set; all other data are trained on as ImageNet is.
+_RECIPES: dict[str, PresetName] = {"digits": "digits", "cifar10": "cifar10", "tfds_cifar10": "cifar10"}
+_DEFAULT_MODELS = {"digits": "mobilenet_v2_lpf4", "cifar10": "resnet18_lpf4"}
+
+
+def preset(name: PresetName, model: str | None = None) -> TrainConfig:
+    """The whole configuration of a recipe for a network.
+
+    Args:
+        name: which recipe.
+        model: the network's spec; None for the recipe's own choice.
+
+    Raises:
+        CommandError: there is no such network.
+    """
+    spec = model or _DEFAULT_MODELS.get(name, "resnet50_lpf4")
+    try:
+        network = parse_spec(spec)[0]
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+    return dataclasses.replace(_PRESETS[name](network), model=spec, preset=name)
+
+
+def recipe_for(data: DataConfig) -> PresetName:
+    """The recipe for data whose options are given without one; the digits, which need no directory, where none are."""
+    if data.name == "imagenet" and data.dir is None:
+        return "digits"
+    return _RECIPES.get(data.name, "zhang2019")
+
+
+def published_learning_rate(network: str) -> float:
+    """The peak learning rate of Zhang 2019 for a network's name, for a batch of 256."""
+    return next(rate for pattern, rate in _LEARNING_RATES if fnmatch(network, pattern))
+
+
+def _zhang2019(network: str) -> TrainConfig:
+    """Zhang 2019, as published: SGD, decay on everything, steps of 30 epochs; MobileNetV2 a cosine over 150."""
+    if network == "mobilenet_v2":
+        optim = OptimConfig(lr=0.05, schedule="cosine_epochs", weight_decay=4e-5)
+        return TrainConfig(epochs=150, optim=optim)
+    return TrainConfig(epochs=90, optim=OptimConfig(lr=published_learning_rate(network), drop_every=30))
+
+
+def _finetune(network: str) -> TrainConfig:
+    """The last two thirds of zhang2019, from the plain network's weights: a tenth of the rate, 60 epochs."""
+    base = _zhang2019(network)
+    return dataclasses.replace(base, epochs=60, optim=dataclasses.replace(base.optim, lr=base.optim.lr / 10))
+
+
+def _modern(network: str) -> TrainConfig:
+    """What large-batch training has settled on since; each part is justified in docs/training.md."""
+    residual = any(family in network for family in ("resnet", "resnext"))
+    optim = OptimConfig(
+        lr=published_learning_rate(network) * 4,
+        schedule="cosine",
+        warmup_epochs=5,
+        nesterov=True,
+        weight_decay=5e-5,
+        decay_all=False,
+        label_smoothing=0.1,
+        ema=0.9999,
+    )
+    return TrainConfig(
+        epochs=100,
+        batch=1024,
+        dtype="bfloat16",
+        optim=optim,
+        net=NetworkConfig(zero_init_residual=True if residual else None),
+    )
+
+
+def _cifar10(network: str) -> TrainConfig:
+    """CIFAR-10 in 30 epochs: one cosine with a short warm-up, stronger decay for the small data set."""
+    optim = OptimConfig(
+        lr=published_learning_rate(network) / 2,
+        schedule="cosine",
+        warmup_epochs=2,
+        nesterov=True,
+        weight_decay=5e-4,
+        decay_all=False,
+    )
+    return TrainConfig(epochs=30, batch=128, data=DataConfig(name="cifar10", image_size=64), optim=optim)
+
+
+def _digits(network: str) -> TrainConfig:
+    """Scikit-learn's digits, enlarged to 32x32: seconds an epoch on any machine, nothing to download."""
+    optim = OptimConfig(
+        lr=published_learning_rate(network) / 2,
+        schedule="cosine",
+        warmup_epochs=1,
+        weight_decay=5e-4,
+        decay_all=False,
+    )
+    net = NetworkConfig(width_mult=0.5 if network == "mobilenet_v2" else None)
+    data = DataConfig(name="digits", augment="no_shift")
+    return TrainConfig(epochs=12, batch=64, data=data, net=net, optim=optim)
+
+
+_PRESETS: dict[str, Callable[[str], TrainConfig]] = {
+    "zhang2019": _zhang2019,
+    "finetune": _finetune,
+    "modern": _modern,
+    "cifar10": _cifar10,
+    "digits": _digits,
+}

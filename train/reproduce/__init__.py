@@ -1,0 +1,1 @@
+"""`python -m train reproduce`: the published tables, measured again, as a report."""
