@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from flax import linen, nnx
 from flax.traverse_util import flatten_dict
 
+from aa_flax.models.abstract import build_abstract
 from aa_flax.models.base import ModelSpec, Network
 from aa_flax.models.registry import build_model, common_options, resolve_spec
-from aa_flax.weights.abstract import build_abstract
 from aa_flax.weights.identity import spec_of
 from aa_flax.weights.variables import listing
 

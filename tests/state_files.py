@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from aa_flax.models.abstract import abstract_model
 from aa_flax.models.base import Network
-from aa_flax.weights.abstract import abstract_model
-from aa_flax.weights.torch_names import blur_sites, rules
+from aa_flax.weights.torch.names import blur_sites, rules
 from aa_flax.weights.variables import variables
 from tests import formula
 

@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 import aa_flax
-from aa_flax.weights.abstract import abstract_model
+from aa_flax.models.abstract import abstract_model
 
 CHANNELS = {
     "alexnet": (64, 192, 256, 256),

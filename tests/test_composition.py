@@ -16,8 +16,8 @@ import pytest
 from flax import nnx
 
 import aa_flax
+from aa_flax.models.abstract import abstract_model
 from aa_flax.models.registry import resolve_spec
-from aa_flax.weights.abstract import abstract_model
 from aa_flax.weights.refit import refit
 from aa_flax.weights.variables import variables
 from tests.foreign_networks import with_values

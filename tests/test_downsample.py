@@ -11,10 +11,10 @@ from flax import nnx
 
 import aa_flax
 from aa_flax.downsample import ideal_matrix
+from aa_flax.models.abstract import abstract_model
 from aa_flax.models.layers import Builder, FrozenBatchNorm
 from aa_flax.models.resnet import ResNet, ResNetConfig
 from aa_flax.strided import split_stride
-from aa_flax.weights.abstract import abstract_model
 from tests.foreign_networks import run, with_values
 
 PADDINGS = ["SAME", "VALID", ((1, 1), (0, 2))]

@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 import aa_flax
+from aa_flax.models.abstract import abstract_model
 from aa_flax.weights import CheckpointError, safetensors_file
-from aa_flax.weights.abstract import abstract_model
 from tests.foreign_networks import run, with_values
 
 

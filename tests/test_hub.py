@@ -14,7 +14,7 @@ from flax import nnx
 
 import aa_flax
 from aa_flax import hub
-from aa_flax.weights.abstract import abstract_model
+from aa_flax.models.abstract import abstract_model
 from tests.foreign_networks import with_values
 
 REPO = "somebody/tiny"

@@ -10,7 +10,7 @@ from flax import errors, linen, nnx
 
 import aa_flax
 import aa_flax.linen
-from aa_flax.weights.abstract import abstract_model
+from aa_flax.models.abstract import abstract_model
 from tests.foreign_networks import run, with_values
 
 

@@ -17,7 +17,7 @@ from aa_flax.hub import push_to_hub
 from aa_flax.local_paths import check_local_paths, local_path
 from aa_flax.weights import catalog
 from aa_flax.weights.safetensors_file import read_safetensors
-from aa_flax.weights.torch_reader import list_state_dicts
+from aa_flax.weights.torch.reader import list_state_dicts
 from train.__main__ import main
 from train.data import DataConfig, open_dataset
 from train.errors import CommandError

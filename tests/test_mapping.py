@@ -11,9 +11,9 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aa_flax.models.abstract import abstract_model
 from aa_flax.models.base import Network
 from aa_flax.models.registry import MODELS, create_model, resolve_spec
-from aa_flax.weights.abstract import abstract_model
 from aa_flax.weights.errors import CheckpointError
 from aa_flax.weights.input_channels import with_input_channels
 from aa_flax.weights.mapping import (
@@ -22,8 +22,8 @@ from aa_flax.weights.mapping import (
     tensors_in_layout,
     to_torch_state_dict,
 )
-from aa_flax.weights.torch_layout import below_prefix, detect_layout
-from aa_flax.weights.torch_names import HEADS, STEMS, Rule, blur_sites, rules
+from aa_flax.weights.torch.layout import below_prefix, detect_layout
+from aa_flax.weights.torch.names import HEADS, STEMS, Rule, blur_sites, rules
 from aa_flax.weights.variables import variables
 from tests.state_files import file_of, filt, shapes_of
 

@@ -11,9 +11,9 @@ import safetensors.numpy
 from flax import nnx
 
 import aa_flax
+from aa_flax.models.abstract import abstract_model
 from aa_flax.models.layers import BatchNorm
 from aa_flax.models.registry import MODELS, build_model, parse_spec, resolve_spec
-from aa_flax.weights.abstract import abstract_model
 
 # Exact, as torchvision reports them for its networks with 1000 classes.
 PARAMETERS = {

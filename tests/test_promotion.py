@@ -13,7 +13,7 @@ from jax.tree_util import Partial
 import aa_flax
 import aa_flax.nn as aann
 from aa_flax import consistency
-from aa_flax.weights.abstract import abstract_model
+from aa_flax.models.abstract import abstract_model
 from aa_flax.weights.config import Preprocessing
 from train.data import Augmentation
 from train.data.augment import augment

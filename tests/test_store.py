@@ -18,12 +18,13 @@ from flax import nnx
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from aa_flax.models.abstract import abstract_model
 from aa_flax.models.base import Network
-from aa_flax.weights import catalog, mapping, safetensors_file, torch_reader
-from aa_flax.weights.abstract import abstract_model
+from aa_flax.weights import catalog, mapping, safetensors_file
 from aa_flax.weights.config import Preprocessing, PretrainedConfig
 from aa_flax.weights.errors import CheckpointError
 from aa_flax.weights.store import fill, load_pretrained, read_config, save_pretrained, variables
+from aa_flax.weights.torch import reader as torch_reader
 from tests.torch_format import saved
 
 

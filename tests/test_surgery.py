@@ -11,8 +11,8 @@ from flax import linen, nnx
 
 import aa_flax
 from aa_flax import BlurPool2D
+from aa_flax.models.abstract import abstract_model
 from aa_flax.strided import BlurAfter, BlurredConvolution
-from aa_flax.weights.abstract import abstract_model
 from tests.foreign_networks import (
     Activation,
     ConvNeXt,

@@ -19,9 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save, save_file
 
-from aa_flax.weights import torch_pickle
 from aa_flax.weights.errors import CheckpointError
-from aa_flax.weights.torch_reader import list_state_dicts, read_torch_checkpoint
+from aa_flax.weights.torch import pickled as torch_pickle
+from aa_flax.weights.torch.reader import list_state_dicts, read_torch_checkpoint
 from tests.torch_format import (
     MAGIC,
     ORDERED_DICT,

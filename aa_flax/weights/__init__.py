@@ -4,7 +4,7 @@ from aa_flax.weights.config import Preprocessing, PretrainedConfig, read_config
 from aa_flax.weights.errors import CheckpointError
 from aa_flax.weights.mapping import convert_state_dict, detect_layout, to_torch_state_dict
 from aa_flax.weights.store import load_pretrained, save_pretrained
-from aa_flax.weights.torch_reader import read_torch_checkpoint
+from aa_flax.weights.torch.reader import read_torch_checkpoint
 
 __all__ = [
     "CheckpointError",

@@ -7,9 +7,9 @@ from flax import nnx
 
 from aa_flax.blurpool import BlurPool2D
 from aa_flax.downsample import AdaptivePolyphase, ContentAdaptiveBlur, IdealLowPass
+from aa_flax.models.abstract import build_abstract
 from aa_flax.models.base import ModelSpec
 from aa_flax.strided import BlurredConvolution
-from aa_flax.weights.abstract import build_abstract
 from aa_flax.weights.variables import variables
 
 

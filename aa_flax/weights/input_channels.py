@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from aa_flax.models.registry import MODELS, parse_spec
-from aa_flax.weights.torch_layout import clean_names
-from aa_flax.weights.torch_names import STEMS
+from aa_flax.weights.torch.layout import clean_names
+from aa_flax.weights.torch.names import STEMS
 
 
 def with_input_channels(state: Mapping[str, Any], spec: str, channels: int) -> dict[str, np.ndarray]:

@@ -11,13 +11,13 @@ import numpy as np
 from flax import nnx
 
 from aa_flax.downsample import ContentAdaptiveBlur
+from aa_flax.models.abstract import build_abstract, fresh_values
 from aa_flax.models.base import ModelSpec, Network
 from aa_flax.models.registry import MODELS, common_options, config_of, resolve_spec
 from aa_flax.models.resnet import dilated_stages
-from aa_flax.weights.abstract import build_abstract, fresh_values
 from aa_flax.weights.errors import CheckpointError
 from aa_flax.weights.identity import spec_of
-from aa_flax.weights.torch_layout import (
+from aa_flax.weights.torch.layout import (
     Layout,
     below_prefix,
     binomial_kernel,
@@ -25,7 +25,7 @@ from aa_flax.weights.torch_layout import (
     detect_layout,
     prefixes,
 )
-from aa_flax.weights.torch_names import HEADS, Rule, blur_sites, rules
+from aa_flax.weights.torch.names import HEADS, Rule, blur_sites, rules
 from aa_flax.weights.variables import fill, listing, variables
 
 # The options that move blurs from one place to another.

@@ -11,9 +11,9 @@ import numpy as np
 from flax import nnx
 
 from aa_flax.local_paths import local_path
+from aa_flax.models.abstract import build_abstract
 from aa_flax.models.base import Network
 from aa_flax.models.registry import changed_spec, parse_spec, resolve_spec
-from aa_flax.weights.abstract import build_abstract
 from aa_flax.weights.config import CONFIG_NAME, Preprocessing, PretrainedConfig, dump_config, read_config
 from aa_flax.weights.directories import complete_or_not_at_all
 from aa_flax.weights.errors import CheckpointError
@@ -200,7 +200,7 @@ def _load_directory(
 def _load_published(spec: str, dtype: jax.typing.DTypeLike | None, changes: dict[str, Any], rngs: nnx.Rngs) -> Network:
     # Imported when needed: most programs never download anything.
     from aa_flax.weights import catalog, mapping
-    from aa_flax.weights.torch_reader import read_torch_checkpoint
+    from aa_flax.weights.torch.reader import read_torch_checkpoint
 
     path = catalog.fetch(spec)
     compute = jnp.float32 if dtype is None else dtype

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import aa_flax
+from aa_flax.models.abstract import abstract_model
 from aa_flax.models.base import Network
-from aa_flax.weights.abstract import abstract_model
 from aa_flax.weights.variables import variables
 from examples.to_onnx import Config, main
 

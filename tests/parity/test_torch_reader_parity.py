@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from aa_flax.weights.errors import CheckpointError
-from aa_flax.weights.torch_globals import GLOBALS
-from aa_flax.weights.torch_reader import read_torch_checkpoint
+from aa_flax.weights.torch.globals import GLOBALS
+from aa_flax.weights.torch.reader import read_torch_checkpoint
 from tests.parity.oracles import torch
 
 FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])

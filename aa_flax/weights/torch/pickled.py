@@ -1,7 +1,7 @@
 """PyTorch's pickles as plain values: a closed pickle machine that cannot run code.
 
 Python's own unpickler imports what a file names and calls it. Here nothing is imported: a name
-either stands in the table `torch_globals.GLOBALS`, with a meaning given there, or the file is
+either stands in the table `globals.GLOBALS`, with a meaning given there, or the file is
 refused. Only the instructions that `torch.save` writes are known, tensors come back as `TensorRef`
 (where the numbers lie, not the numbers), and time and memory stay proportional to the file, so
 that neither nested pickles nor invented sizes can do harm.
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from aa_flax.weights.errors import CheckpointError
-from aa_flax.weights.torch_globals import (
+from aa_flax.weights.torch.globals import (
     AS_WEIGHTS,
     GLOBALS,
     Constructor,

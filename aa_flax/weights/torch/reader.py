@@ -14,9 +14,9 @@ import numpy as np
 from aa_flax.local_paths import local_path
 from aa_flax.weights.errors import CheckpointError
 from aa_flax.weights.safetensors_file import begins_safetensors, read_safetensors
-from aa_flax.weights.torch_files import LEGACY_MAGIC, LegacyFile, ZipFile, allowance
-from aa_flax.weights.torch_globals import Opaque, TensorRef
-from aa_flax.weights.torch_layout import below_prefix
+from aa_flax.weights.torch.files import LEGACY_MAGIC, LegacyFile, ZipFile, allowance
+from aa_flax.weights.torch.globals import Opaque, TensorRef
+from aa_flax.weights.torch.layout import below_prefix
 
 __all__ = ["CheckpointError", "list_state_dicts", "read_torch_checkpoint"]
 

@@ -10,8 +10,8 @@ from mmap import mmap
 from typing import Any, BinaryIO
 
 from aa_flax.weights.errors import CheckpointError
-from aa_flax.weights.torch_globals import Storage
-from aa_flax.weights.torch_pickle import MAX_PICKLE_BYTES, PickleReader
+from aa_flax.weights.torch.globals import Storage
+from aa_flax.weights.torch.pickled import MAX_PICKLE_BYTES, PickleReader
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
