@@ -22,6 +22,7 @@ from aa_flax.local_paths import local_path
 from aa_flax.models.abstract import abstract_model
 from aa_flax.models.base import ModelSpec, Network
 from aa_flax.models.registry import resolve_spec
+from aa_flax.models.variables import variables
 from aa_flax.printable import accept_any_text, printable
 from aa_flax.weights import catalog
 from aa_flax.weights.config import INTERPOLATIONS, Preprocessing, PretrainedConfig, read_config
@@ -39,7 +40,6 @@ from aa_flax.weights.mapping import (
 from aa_flax.weights.statistics import describe_folded_norms
 from aa_flax.weights.store import WEIGHTS_NAME, load_pretrained, save_pretrained
 from aa_flax.weights.torch.reader import list_state_dicts, read_torch_checkpoint
-from aa_flax.weights.variables import variables
 
 BAD_INPUT = 2
 INTERRUPTED = 130

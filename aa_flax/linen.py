@@ -16,8 +16,8 @@ from flax.traverse_util import flatten_dict
 from aa_flax.models.abstract import build_abstract
 from aa_flax.models.base import ModelSpec, Network
 from aa_flax.models.registry import build_model, common_options, resolve_spec
+from aa_flax.weights.filling import listing
 from aa_flax.weights.identity import spec_of
-from aa_flax.weights.variables import listing
 
 Dtype = jax.typing.DTypeLike
 Tree = Mapping[str, Any]

@@ -8,8 +8,8 @@ import numpy as np
 
 from aa_flax.models.abstract import abstract_model
 from aa_flax.models.base import Network
+from aa_flax.models.variables import variables
 from aa_flax.weights.torch.names import blur_sites, rules
-from aa_flax.weights.variables import variables
 from tests import formula
 
 

@@ -18,8 +18,8 @@ from flax import nnx
 import aa_flax
 from aa_flax.models.abstract import abstract_model
 from aa_flax.models.registry import resolve_spec
+from aa_flax.models.variables import variables
 from aa_flax.weights.refit import refit
-from aa_flax.weights.variables import variables
 from tests.foreign_networks import with_values
 from tests.test_hub import REPO, FakeApi
 

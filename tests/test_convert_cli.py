@@ -19,11 +19,11 @@ from safetensors.numpy import save_file
 import aa_flax.weights.safetensors_file
 import aa_flax.weights.store
 import convert_weights
+from aa_flax.models.variables import variables
 from aa_flax.weights import catalog
 from aa_flax.weights.config import Preprocessing
 from aa_flax.weights.mapping import convert_state_dict
 from aa_flax.weights.store import load_pretrained, read_config
-from aa_flax.weights.variables import variables
 from tests.state_files import file_of
 from tests.torch_format import storage, tensor, zip_file
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from aa_flax.models.abstract import abstract_model
 from aa_flax.models.base import Network
 from aa_flax.models.registry import MODELS, create_model, resolve_spec
+from aa_flax.models.variables import variables
 from aa_flax.weights.errors import CheckpointError
 from aa_flax.weights.input_channels import with_input_channels
 from aa_flax.weights.mapping import (
@@ -24,7 +25,6 @@ from aa_flax.weights.mapping import (
 )
 from aa_flax.weights.torch.layout import below_prefix, detect_layout
 from aa_flax.weights.torch.names import HEADS, STEMS, Rule, blur_sites, rules
-from aa_flax.weights.variables import variables
 from tests.state_files import file_of, filt, shapes_of
 
 TINY_DENSENET = {"depths": (2, 1, 1, 1), "growth_rate": 4, "num_init_features": 8, "num_classes": 5}

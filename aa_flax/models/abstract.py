@@ -10,7 +10,7 @@ from flax import nnx
 
 from aa_flax.models.base import ModelSpec, Network
 from aa_flax.models.registry import build_model, resolve_spec
-from aa_flax.weights.variables import variables
+from aa_flax.models.variables import variables
 
 Dtype = jax.typing.DTypeLike
 

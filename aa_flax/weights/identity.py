@@ -9,8 +9,8 @@ from aa_flax.blurpool import BlurPool2D
 from aa_flax.downsample import AdaptivePolyphase, ContentAdaptiveBlur, IdealLowPass
 from aa_flax.models.abstract import build_abstract
 from aa_flax.models.base import ModelSpec
+from aa_flax.models.variables import variables
 from aa_flax.strided import BlurredConvolution
-from aa_flax.weights.variables import variables
 
 
 def spec_of(model: nnx.Module, function: str) -> ModelSpec:

@@ -15,7 +15,9 @@ from aa_flax.models.abstract import build_abstract, fresh_values
 from aa_flax.models.base import ModelSpec, Network
 from aa_flax.models.registry import MODELS, common_options, config_of, resolve_spec
 from aa_flax.models.resnet import dilated_stages
+from aa_flax.models.variables import variables
 from aa_flax.weights.errors import CheckpointError
+from aa_flax.weights.filling import fill, listing
 from aa_flax.weights.identity import spec_of
 from aa_flax.weights.torch.layout import (
     Layout,
@@ -26,7 +28,6 @@ from aa_flax.weights.torch.layout import (
     prefixes,
 )
 from aa_flax.weights.torch.names import HEADS, Rule, blur_sites, rules
-from aa_flax.weights.variables import fill, listing, variables
 
 # The options that move blurs from one place to another.
 _PLACEMENTS = {

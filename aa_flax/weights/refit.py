@@ -6,8 +6,8 @@ from flax import nnx
 from aa_flax.models.abstract import Dtype, build_abstract, fresh_values
 from aa_flax.models.base import ModelSpec
 from aa_flax.models.registry import MODELS
+from aa_flax.models.variables import variables
 from aa_flax.weights.input_channels import spread
-from aa_flax.weights.variables import variables
 
 Arrays = dict[str, np.ndarray]
 

@@ -9,7 +9,7 @@ import pytest
 import aa_flax
 from aa_flax.models.abstract import abstract_model
 from aa_flax.models.base import Network
-from aa_flax.weights.variables import variables
+from aa_flax.models.variables import variables
 from examples.to_onnx import Config, main
 
 # The converter asks for float64 here and there, and for what Flax no longer recommends.

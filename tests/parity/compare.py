@@ -11,8 +11,8 @@ import pytest
 from flax import nnx
 
 from aa_flax.models.base import Network
+from aa_flax.models.variables import variables
 from aa_flax.weights.torch.names import rules
-from aa_flax.weights.variables import variables
 
 # Nearly all of the time goes into compiling. This switches off what LLVM does to the loops, not XLA's own passes.
 QUICK_COMPILE = {"xla_backend_optimization_level": 0}

@@ -12,8 +12,8 @@ import pytest
 from flax import nnx
 
 from aa_flax.models.base import Network
+from aa_flax.models.variables import variables
 from aa_flax.weights.mapping import convert_state_dict, to_torch_state_dict
-from aa_flax.weights.variables import variables
 from tests.parity import compare, oracles
 
 LABELS = np.array([3, 7, 1, 0])

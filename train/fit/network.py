@@ -7,10 +7,10 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from aa_flax.models.base import Network
+from aa_flax.models.variables import variables
 from aa_flax.weights.config import Preprocessing
 from aa_flax.weights.identity import spec_of
 from aa_flax.weights.store import load_pretrained
-from aa_flax.weights.variables import variables
 from train.data import Dataset
 from train.errors import CommandError
 from train.fit.config import TrainConfig, create_network

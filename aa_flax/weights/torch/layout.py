@@ -15,7 +15,7 @@ import numpy as np
 
 from aa_flax.blurpool import binomial_filter
 from aa_flax.weights.errors import CheckpointError
-from aa_flax.weights.variables import listing
+from aa_flax.weights.filling import listing
 
 _Value = TypeVar("_Value")
 
