@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from aa_flax.models.abstract import abstract_model
-from aa_flax.models.layers import BatchNorm, FrozenBatchNorm
+from aa_flax.models.batch_norm import BatchNorm, FrozenBatchNorm
 
 
 def _values(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

@@ -12,7 +12,8 @@ from flax import nnx
 import aa_flax
 from aa_flax.downsample import ideal_matrix
 from aa_flax.models.abstract import abstract_model
-from aa_flax.models.layers import Builder, FrozenBatchNorm
+from aa_flax.models.batch_norm import FrozenBatchNorm
+from aa_flax.models.layers import Builder
 from aa_flax.models.resnet import ResNet, ResNetConfig
 from aa_flax.strided import split_stride
 from tests.foreign_networks import run, with_values

@@ -8,8 +8,8 @@ from flax import nnx
 
 import aa_flax
 from aa_flax.inference import fold_batchnorm
+from aa_flax.models.batch_norm import BatchNorm
 from aa_flax.models.folding import Folded
-from aa_flax.models.layers import BatchNorm
 from aa_flax.models.registry import with_options
 
 

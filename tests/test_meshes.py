@@ -17,8 +17,8 @@ import aa_flax.nn as aann
 from aa_flax import consistency, linen
 from aa_flax.models import mobilenet
 from aa_flax.models.abstract import abstract_model
+from aa_flax.models.batch_norm import BatchNorm
 from aa_flax.models.convolutions import dense_conv, depthwise_conv
-from aa_flax.models.layers import BatchNorm
 
 AXES = ("Auto", "Explicit")
 # One block a stage: every kind of layer, little to compile.

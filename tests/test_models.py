@@ -12,7 +12,7 @@ from flax import nnx
 
 import aa_flax
 from aa_flax.models.abstract import abstract_model
-from aa_flax.models.layers import BatchNorm
+from aa_flax.models.batch_norm import BatchNorm
 from aa_flax.models.registry import MODELS, build_model, parse_spec, resolve_spec
 
 # Exact, as torchvision reports them for its networks with 1000 classes.

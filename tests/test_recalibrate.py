@@ -11,7 +11,7 @@ from flax import nnx
 
 import aa_flax
 from aa_flax.models.base import Network
-from aa_flax.models.layers import BatchNorm
+from aa_flax.models.batch_norm import BatchNorm
 from aa_flax.weights.statistics import describe_folded_norms, folded_norms
 from train.errors import CommandError
 from train.fit.config import NetworkConfig, TrainConfig

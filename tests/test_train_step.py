@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType
 
-from aa_flax.models.layers import BatchNorm
+from aa_flax.models.batch_norm import BatchNorm
 from train.data import Augmentation
 from train.data.augment import augment
 from train.fit.distributed import Placement

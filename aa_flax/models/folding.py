@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from aa_flax.models.layers import BatchNorm, FrozenBatchNorm
+from aa_flax.models.batch_norm import BatchNorm, FrozenBatchNorm
 from aa_flax.strided import unblurred
 
 Path = tuple[Any, ...]

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from aa_flax.models.base import Network
-from aa_flax.models.layers import BatchNorm
+from aa_flax.models.batch_norm import BatchNorm
 from aa_flax.weights.statistics import describe_folded_norms, folded_norms
 from train.data import Dataset, train_batches
 from train.errors import CommandError

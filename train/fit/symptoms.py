@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from flax import nnx
 
-from aa_flax.models.layers import BatchNorm, FrozenBatchNorm
+from aa_flax.models.batch_norm import BatchNorm, FrozenBatchNorm
 from train.fit.config import TrainConfig
 
 # A loss within one percent of that of guessing has not moved: already the frequencies of the classes give more.
