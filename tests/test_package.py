@@ -46,7 +46,6 @@ def test_the_wheel_requires_what_the_library_imports():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     required = {requirement.split(">")[0] for requirement in project["dependencies"]}
     assert required == {"jax", "flax", "numpy", "safetensors"}
-    assert project["version"] == aa_flax.__version__
 
 
 @pytest.mark.parametrize(
