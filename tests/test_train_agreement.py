@@ -14,13 +14,14 @@ import pytest
 from tests.training_runs import SMALL, finish, free_port, kill, start, start_pair, wait_for_step
 from train.data import ArraySource, ImageFolder
 from train.data.fingerprint import fingerprint
+from train.environment import code
 from train.errors import CommandError
 from train.fit import agreement
 from train.fit.agreement import AgreedError, disagreements, prove_shared, require_same, together
 from train.fit.distributed import Watch
 from train.fit.optim import OptimConfig
 from train.fit.presets import preset
-from train.fit.record import OWN, code, plain, shared_options
+from train.fit.record import OWN, plain, shared_options
 
 
 @pytest.fixture
@@ -70,11 +71,18 @@ def _leaves(tree, prefix=""):
             yield f"{prefix}{name}", value
 
 
-def test_the_code_is_known_by_its_packages_and_its_files():
+def test_the_code_is_known_by_its_packages_and_its_files(tmp_path):
     found = code()
     assert found["jax"] == jax.__version__
     assert len(found["the code of train and aa_flax"]) == 12
     assert found == code()
+
+    (tmp_path / "train").mkdir()
+    known = [found, code(tmp_path)]
+    for text in ("x = 1", "x = 2"):
+        (tmp_path / "train" / "a.py").write_text(text)
+        known.append(code(tmp_path))
+    assert len({each["the code of train and aa_flax"] for each in known}) == len(known)
 
 
 def test_an_action_refused_in_one_process_is_refused_in_all(second):

@@ -16,8 +16,8 @@ from aa_flax.weights.config import PretrainedConfig
 from train.data import ImageFolder
 from train.data.balance import is_unbalanced
 from train.data.cache import file_sha256
+from train.environment import environment
 from train.evaluate.scoring import Score
-from train.fit.record import environment
 
 # Numbers of one photo beyond which the report would hold more than anybody reads.
 MAX_LISTED = 64

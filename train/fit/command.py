@@ -16,6 +16,7 @@ from rich.console import Console
 from train.console import log_to, open_console
 from train.data import DataConfig, Dataset, open_dataset, steps_per_epoch
 from train.data.channels import for_channels
+from train.environment import code
 from train.errors import CommandError
 from train.files import require_local_paths
 from train.fit.agreement import AgreedError, require_same, together
@@ -26,7 +27,7 @@ from train.fit.distributed import UPDATE_PATIENCE, LaunchConfig, Placement, Watc
 from train.fit.interrupt import Interrupt
 from train.fit.loop import Ending
 from train.fit.presets import preset, recipe_for
-from train.fit.record import code, read_record, shared_options
+from train.fit.record import read_record, shared_options
 from train.fit.rundir import claimed, default_run_dir
 from train.fit.runlog import check_log
 from train.fit.session import Session, abstract_network, dataset_facts, open_session

@@ -13,7 +13,6 @@ from typing import Any, NoReturn, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from aa_flax.printable import printable
@@ -247,13 +246,6 @@ def check_batch(batch: int, accumulate: int, devices: int) -> None:
         close = f"{upper}" if lower == 0 else f"{lower} or {upper}"
         micro = f" in {accumulate} micro-batches" if accumulate > 1 else ""
         raise CommandError(f"--batch is {batch}, which {devices} devices cannot share evenly{micro}; {close} would do")
-
-
-def agree(flag: bool) -> bool:
-    """Whether the flag is up in any process; every process must call this at the same point."""
-    if jax.process_count() == 1:
-        return flag
-    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
 def is_lead() -> bool:

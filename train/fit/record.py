@@ -1,20 +1,12 @@
 """`config.json` beside every run: the whole configuration and what it ran on, enough to repeat it."""
 
 import dataclasses
-import datetime
-import hashlib
-import importlib.metadata
 import json
-import platform
-import subprocess
-import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-import jax
 
 from aa_flax.weights.config import Preprocessing
 from aa_flax.weights.json_file import read_json
@@ -22,17 +14,6 @@ from train.errors import CommandError
 from train.files import write_atomically
 from train.fit.config import CONDUCT, TrainConfig
 
-PACKAGES = (
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "grain",
-    "numpy",
-    "pillow",
-    "simplejpeg",
-)
 FILE_NAME = "config.json"
 # What a record says of its data; in a configuration that somebody has written by hand it may be missing.
 DATASET = {
@@ -60,7 +41,7 @@ class Record:
 
     Attributes:
         config: the configuration.
-        dataset: what the data turned out to be: classes, preprocessing, images, steps in an epoch.
+        dataset: what the data turned out to be: classes, preprocessing, numbers of images, a digest.
         environment: versions, devices and source revision of the last start.
         init: SHA-256 of the weights that it started from, where they were a directory.
         parent: model, licence and source of the weights that it started from.
@@ -209,53 +190,3 @@ def _parse_scalar(kind: Any, value: Any, where: str) -> Any:
     if type(value) is not kind:
         raise CommandError(f"{where} is {value!r}, but must be of type {kind.__name__}")
     return value
-
-
-def environment() -> dict[str, Any]:
-    """Versions, devices, command and source revision of this process."""
-    return {
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": _packages(),
-        "devices": [f"{device.device_kind} {device.id}" for device in jax.devices()],
-        "processes": jax.process_count(),
-        "git": git_revision(),
-    }
-
-
-def code() -> dict[str, str]:
-    """What computes: versions of packages, and a digest of this project's own files."""
-    root = Path(__file__).resolve().parent.parent
-    digest = hashlib.sha256()
-    for path in sorted([*(root / "train").rglob("*.py"), *(root / "aa_flax").rglob("*.py")]):
-        digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
-    return {**_packages(), "the code of train and aa_flax": digest.hexdigest()[:12]}
-
-
-def _packages() -> dict[str, str]:
-    versions = {name: _version(name) for name in PACKAGES}
-    return {name: version for name, version in versions.items() if version}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def git_revision() -> str | None:
-    """The commit of this checkout, with ``+changes`` where files differ from it; None outside of git."""
-    root = Path(__file__).resolve().parent.parent
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(root), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
-    except (OSError, subprocess.SubprocessError):
-        return None

@@ -8,12 +8,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from train.environment import environment
 from train.errors import CommandError
 from train.fit.agreement import prove_shared, together
 from train.fit.config import TrainConfig
 from train.fit.distributed import is_lead
 from train.fit.inputs import data_changes, parent_of, under_the_same_paths, weights_digest
-from train.fit.record import FILE_NAME, Record, differences, environment, read_record, write_record
+from train.fit.record import FILE_NAME, Record, differences, read_record, write_record
 
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
