@@ -12,9 +12,9 @@ import pytest
 from matplotlib.text import Annotation
 
 from aa_flax.consistency import Estimate
+from train.page.content import Cell, Figure, Page, Section, Table, plain
 from train.page.drawing import STYLE, Drawn
 from train.page.forms import to_html, to_markdown, write_page
-from train.page.page import Cell, Figure, Page, Section, Table, plain
 from train.reproduce import report, tables
 from train.reproduce.standings import Conditions, Entry, Measured, front, published_entries
 

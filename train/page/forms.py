@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from train.files import write_atomically
-from train.page.page import Block, Cell, Figure, Page, Table, plain
+from train.page.content import Block, Cell, Figure, Page, Table, plain
 from train.page.style import CONTENT_POLICY, STYLE
 
 FIGURE_DIRECTORY = "figures"

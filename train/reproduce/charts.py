@@ -9,6 +9,7 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
 
 from aa_flax.consistency import Estimate
+from train.page.content import Figure
 from train.page.drawing import (
     COLOURS,
     INK,
@@ -20,7 +21,6 @@ from train.page.drawing import (
     label_points,
     series_key,
 )
-from train.page.page import Figure
 from train.page.style import LIGHT
 
 

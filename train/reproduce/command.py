@@ -20,8 +20,8 @@ from rich.progress import Progress
 from aa_flax.printable import printable
 from train.console import open_console, progress
 from train.errors import CommandError
+from train.page.content import Page
 from train.page.forms import write_page
-from train.page.page import Page
 from train.reproduce import report
 from train.reproduce.measuring import (
     Numbers,

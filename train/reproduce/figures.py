@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 
+from train.page.content import Figure
 from train.page.drawing import (
     COLOURS,
     RULE,
@@ -16,7 +17,6 @@ from train.page.drawing import (
     label_points,
     series_key,
 )
-from train.page.page import Figure
 from train.page.style import LIGHT
 
 

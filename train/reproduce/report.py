@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from aa_flax.consistency import Estimate
-from train.page.page import Block, Cell, Page, Section, Table, code, plain
+from train.page.content import Block, Cell, Page, Section, Table, code, plain
 from train.reproduce import charts, figures, tables
 from train.reproduce.standings import Conditions, Entry, front
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from aa_flax.consistency import Estimate
-from train.page.page import Cell, Table
+from train.page.content import Cell, Table
 from train.reproduce.standings import Entry, Measured, front
 
 OTHER_WEIGHTS = "\u2020"
