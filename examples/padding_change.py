@@ -20,9 +20,10 @@ from rich.progress import track
 import aa_flax
 from aa_flax import consistency
 from aa_flax.local_paths import check_local_paths
+from train.data import open_photos
 from train.data.steps import ValSteps
 from train.errors import CommandError
-from train.evaluate.command import as_function, open_photos
+from train.networks import as_function
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -21,10 +21,10 @@ from rich.table import Table
 
 from aa_flax.consistency import Crop, Exact, Normalise, Zhang2019
 from aa_flax.local_paths import check_local_paths
+from train.data import open_photos
 from train.data.steps import ValSteps
 from train.errors import CommandError
-from train.evaluate.command import as_function, open_photos
-from train.networks import open_network
+from train.networks import as_function, open_network
 
 SHIFTS = 32
 

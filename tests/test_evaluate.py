@@ -19,11 +19,10 @@ import aa_flax
 from aa_flax.weights.config import Preprocessing, PretrainedConfig
 from aa_flax.weights.store import save_pretrained
 from train.__main__ import main
-from train.data import ImageFolder, evaluation_batches
+from train.data import ImageFolder, evaluation_batches, open_photos
 from train.errors import CommandError
-from train.evaluate.command import as_function, open_photos, read_offsets
-from train.evaluate.scoring import local_mesh, protocols_for, score, whole_batch
-from train.networks import other_filter
+from train.evaluate.scoring import local_mesh, protocols_for, read_offsets, score, whole_batch
+from train.networks import as_function, other_filter
 
 pytestmark = pytest.mark.usefixtures("optimised")
 RULE = Preprocessing(resize=40, crop=32)

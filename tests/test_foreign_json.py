@@ -10,7 +10,7 @@ import aa_flax
 from aa_flax.weights import CheckpointError
 from aa_flax.weights.json_file import parse_json, read_json
 from train.errors import CommandError
-from train.evaluate.command import read_offsets
+from train.evaluate.scoring import read_offsets
 from train.fit.record import read_record
 from train.fit.runlog import read_scores
 from train.reproduce.measuring import read_numbers

@@ -1,9 +1,14 @@
-"""Networks from what lies on the disk: a converted directory, or a PyTorch file."""
+"""Networks from what lies on the disk, a converted directory or a PyTorch file, and as functions of arrays."""
 
 import logging
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.tree_util import Partial
 
 from aa_flax.models.base import Network
 from aa_flax.models.registry import resolve_spec
@@ -86,3 +91,13 @@ def open_network(path: Path, spec: str | None = None) -> OpenedNetwork:
         return OpenedNetwork(load_pretrained(path), config)
     except (OSError, ValueError) as error:
         raise CommandError(" ".join(str(error).split())) from error
+
+
+def as_function(model: nnx.Module) -> Partial:
+    """A network as measurements take it: a function of arrays, with its weights as arguments."""
+    graph, state = nnx.split(model)
+
+    def forward(arrays: Any, images: jax.Array) -> Any:
+        return nnx.merge(graph, arrays)(images)  # type: ignore[operator]
+
+    return Partial(forward, nnx.as_pure(state))

@@ -16,7 +16,7 @@ from train.data.loader import (
     train_batches,
     val_batches,
 )
-from train.data.sources import ArraySource, EncodedSource, ImageFolder, Source
+from train.data.sources import ArraySource, EncodedSource, ImageFolder, Source, open_photos
 
 __all__ = [
     "ArraySource",
@@ -31,6 +31,7 @@ __all__ = [
     "Source",
     "evaluation_batches",
     "open_dataset",
+    "open_photos",
     "reflect_margin",
     "steps_per_epoch",
     "train_batches",

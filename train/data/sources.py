@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from aa_flax.weights.config import PretrainedConfig
 from train.data.decode import decode_rgb, read_rgb
 from train.data.wnids import imagenet_index, imagenet_wnids
 from train.errors import CommandError
@@ -152,6 +153,33 @@ class ImageFolder:
 
     def name(self, index: int) -> str:
         return os.fsdecode(bytes(self._files[index]))
+
+
+def open_photos(root: Path, pretrained: PretrainedConfig) -> ImageFolder:
+    """The photos in a directory, their folders matched with a network's classes.
+
+    The network's own class names come first, where they name all folders; then ImageNet's ids;
+    then, where there are as many folders as classes, alphabetical order.
+
+    Args:
+      root: the directory of class folders.
+      pretrained: has the number and perhaps the names of the classes.
+
+    Raises:
+      CommandError: nothing readable there, or folders that cannot be matched.
+    """
+    folders = class_folders(root)
+    names = pretrained.class_names
+    if names is None or not set(folders) <= set(names):
+        names = default_class_names(folders)
+        if len(names) != pretrained.num_classes:
+            names = tuple(folders)
+    if len(names) != pretrained.num_classes:
+        raise CommandError(
+            f"{root} has {len(folders)} class folders ({folders[0]}, ...), which cannot be matched "
+            f"with the {pretrained.num_classes} classes of {pretrained.model}"
+        )
+    return ImageFolder(root, names)
 
 
 def default_class_names(folders: Sequence[str]) -> tuple[str, ...]:

@@ -9,29 +9,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import numpy as np
-from flax import nnx
 from jax.tree_util import Partial
 
 from aa_flax.consistency import Protocol
 from aa_flax.models.registry import parse_spec
 from aa_flax.weights.config import Preprocessing, PretrainedConfig
-from aa_flax.weights.json_file import read_json
 from aa_flax.weights.store import WEIGHTS_NAME, load_pretrained, read_config
 from train.console import open_console, progress
-from train.data import Batch, Batches, ImageFolder, evaluation_batches, reflect_margin
-from train.data.sources import class_folders, default_class_names
+from train.data import Batch, Batches, ImageFolder, evaluation_batches, open_photos, reflect_margin
 from train.errors import CommandError
 from train.evaluate.kept import keep_crops, keep_diagonal
 from train.evaluate.report import Evaluation, as_json, print_table
-from train.evaluate.scoring import Score, protocols_for, score, whole_batch
+from train.evaluate.scoring import Score, protocols_for, read_offsets, score, whole_batch
 from train.files import write_atomically
-from train.networks import other_filter, refuse_run
+from train.networks import as_function, other_filter, refuse_run
 
 log = logging.getLogger(__name__)
-
-# Offsets for every one of a million photos.
-_MAX_OFFSETS_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -229,69 +222,6 @@ def _load(config: Config) -> Partial:
     except (ValueError, OSError) as error:
         raise CommandError(str(error)) from error
     return as_function(model)
-
-
-def as_function(model: nnx.Module) -> Partial:
-    """A network as `score` wants it: a function of arrays, with its weights as arguments."""
-    graph, state = nnx.split(model)
-
-    def forward(arrays: Any, images: jax.Array) -> Any:
-        return nnx.merge(graph, arrays)(images)  # type: ignore[operator]
-
-    return Partial(forward, nnx.as_pure(state))
-
-
-def open_photos(root: Path, pretrained: PretrainedConfig) -> ImageFolder:
-    """The photos in a directory, their folders matched with a network's classes.
-
-    The network's own class names come first, where they name all folders; then ImageNet's ids;
-    then, where there are as many folders as classes, alphabetical order.
-
-    Args:
-      root: the directory of class folders.
-      pretrained: has the number and perhaps the names of the classes.
-
-    Raises:
-      CommandError: nothing readable there, or folders that cannot be matched.
-    """
-    folders = class_folders(root)
-    names = pretrained.class_names
-    if names is None or not set(folders) <= set(names):
-        names = default_class_names(folders)
-        if len(names) != pretrained.num_classes:
-            names = tuple(folders)
-    if len(names) != pretrained.num_classes:
-        raise CommandError(
-            f"{root} has {len(folders)} class folders ({folders[0]}, ...), which cannot be matched "
-            f"with the {pretrained.num_classes} classes of {pretrained.model}"
-        )
-    return ImageFolder(root, names)
-
-
-def read_offsets(path: Path) -> np.ndarray:
-    """Pairs of crop offsets from a JSON file; see `Config.offsets`.
-
-    Returns:
-      (pairs, 2, 2) or (images, pairs, 2, 2) integers: which of the two, (rows, columns).
-
-    Raises:
-      CommandError: no such file, or other content.
-    """
-    try:
-        content = read_json(path, _MAX_OFFSETS_BYTES)
-    except OSError as error:
-        raise CommandError(f"--offsets {path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise CommandError(f"--offsets {path} is not JSON: {error}") from error
-    if isinstance(content, dict):
-        content = content.get("offsets", content.get("shift_offsets"))
-    try:
-        offsets = np.array(content)
-    except ValueError:
-        offsets = np.array(None)
-    if offsets.dtype.kind != "i" or offsets.ndim not in (3, 4) or offsets.shape[-2:] != (2, 2):
-        raise CommandError(f"--offsets {path} holds no (pairs, 2, 2) whole numbers: which of two, (rows, columns)")
-    return offsets
 
 
 def _write(path: Path, report: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ nothing here depends on the number of devices or processes but the speed.
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,9 +19,13 @@ from jax.tree_util import Partial
 
 from aa_flax.consistency import PROTOCOLS, Crop, Protocol, Result, create_protocol
 from aa_flax.weights.config import Preprocessing
+from aa_flax.weights.json_file import read_json
 from train.data import Batch
 from train.data.channels import network_input
 from train.errors import CommandError
+
+# Offsets for every one of a million photos.
+_MAX_OFFSETS_BYTES = 2**28
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +93,32 @@ def protocols_for(
     if offsets is not None and not any(isinstance(each, Crop) for each in chosen.values()):
         raise CommandError(f"--offsets are for crop and zhang2019, not for {', '.join(names)}")
     return chosen
+
+
+def read_offsets(path: Path) -> np.ndarray:
+    """Pairs of crop offsets from a JSON file: an array, or an object that holds it as "offsets" or "shift_offsets".
+
+    Returns:
+      (pairs, 2, 2) or (images, pairs, 2, 2) integers: which of the two, (rows, columns).
+
+    Raises:
+      CommandError: no such file, or other content.
+    """
+    try:
+        content = read_json(path, _MAX_OFFSETS_BYTES)
+    except OSError as error:
+        raise CommandError(f"--offsets {path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise CommandError(f"--offsets {path} is not JSON: {error}") from error
+    if isinstance(content, dict):
+        content = content.get("offsets", content.get("shift_offsets"))
+    try:
+        offsets = np.array(content)
+    except ValueError:
+        offsets = np.array(None)
+    if offsets.dtype.kind != "i" or offsets.ndim not in (3, 4) or offsets.shape[-2:] != (2, 2):
+        raise CommandError(f"--offsets {path} holds no (pairs, 2, 2) whole numbers: which of two, (rows, columns)")
+    return offsets
 
 
 def local_mesh() -> Mesh:

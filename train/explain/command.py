@@ -17,11 +17,10 @@ from rich.table import Table
 from train.console import open_console, progress
 from train.data.class_names import readable_names
 from train.errors import CommandError
-from train.evaluate.command import as_function
 from train.explain import pictures
 from train.explain.shift_views import Photo, View, choose_classes, look, read_photo
 from train.files import write_atomically
-from train.networks import OpenedNetwork, open_network
+from train.networks import OpenedNetwork, as_function, open_network
 
 FILES = ("probabilities.png", "shifts.png", "shift.gif", "explain.json")
 
