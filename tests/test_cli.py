@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from train.__main__ import COMMANDS, main
+from train.__main__ import COMMANDS, announce, main
 from train.errors import CommandError
 
 ROOT = Path(__file__).parents[1]
@@ -82,3 +82,32 @@ def test_the_overview_imports_neither_jax_nor_a_command():
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_is_being_started_is_told_while_jax_is_loaded():
+    command = [sys.executable, "-m", "train", "fit", "resnet18"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        process.kill()
+    assert line == "fit resnet18: starting; JAX takes a few seconds to load\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["evaluate", "--data", "x"], "evaluate"),
+        (["export", "a b/é"], "export a b/é"),
+        (["explain", "\x1b[2J"], "explain"),
+        (["explain", "\udce9"], "explain"),
+        (["fit", "resnet18", "--help"], None),
+        (["fit", "-h"], None),
+    ],
+)
+def test_what_is_only_explained_or_cannot_be_shown_is_not_announced(words, named, monkeypatch, capsys):
+    announce(words)
+    assert capsys.readouterr().err == ""
+    monkeypatch.delitem(sys.modules, "jax")
+    announce(words)
+    expected = "" if named is None else f"{named}: starting; JAX takes a few seconds to load\n"
+    assert capsys.readouterr() == ("", expected)

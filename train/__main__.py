@@ -9,11 +9,10 @@ that `--help` and the data loader's worker processes (which import this file too
 import importlib
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
-
-import tyro
 
 from train.errors import CommandError
 
@@ -47,7 +46,19 @@ def _overview() -> str:
     return "\n".join(["usage: python -m train COMMAND [OPTIONS]", "", "commands:", *rows, "", last])
 
 
+def announce(words: Sequence[str]) -> None:
+    """Says on stderr what is being started, before the seconds in which nothing could be said."""
+    if "jax" in sys.modules or {"-h", "--help"} & set(words):
+        return
+    # The command's object, such as the network: unless that is an option, or nothing that can be shown.
+    named = [word for word in words[:2] if word.isprintable() and not word.startswith("-")]
+    with suppress(OSError):
+        print(f"{' '.join(named)}: starting; JAX takes a few seconds to load", file=sys.stderr, flush=True)
+
+
 def _parse(module: ModuleType, options: list[str], prog: str) -> Any:
+    import tyro
+
     if hasattr(module, "parse"):
         return module.parse(options, prog)
     return tyro.cli(module.Config, prog=prog, args=options)
@@ -72,6 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         known = ", ".join(COMMANDS)
         print(f"error: unknown command {name!r}; commands are: {known}", file=sys.stderr)
         return USAGE_ERROR
+    announce(words)
     # Not before: these bring JAX with them.
     from aa_flax.printable import accept_any_text, printable
     from train.files import require_local_paths
