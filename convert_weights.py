@@ -21,7 +21,7 @@ import numpy as np
 from aa_flax.local_paths import local_path
 from aa_flax.models.abstract import abstract_model
 from aa_flax.models.base import ModelSpec, Network
-from aa_flax.models.registry import resolve_spec
+from aa_flax.models.specs import resolve_spec
 from aa_flax.models.variables import variables
 from aa_flax.printable import accept_any_text, printable
 from aa_flax.weights import catalog

@@ -6,8 +6,9 @@ import jax
 from flax import nnx
 
 from aa_flax.models.base import Network
+from aa_flax.models.create import example_images
 from aa_flax.models.folding import Folded, fold
-from aa_flax.models.registry import example_images, with_options
+from aa_flax.models.specs import with_options
 
 AnyModule = TypeVar("AnyModule", bound=nnx.Module)
 

@@ -15,7 +15,8 @@ from flax.traverse_util import flatten_dict
 
 from aa_flax.models.abstract import build_abstract
 from aa_flax.models.base import ModelSpec, Network
-from aa_flax.models.registry import build_model, common_options, resolve_spec
+from aa_flax.models.create import build_model
+from aa_flax.models.specs import common_options, resolve_spec
 from aa_flax.weights.filling import listing
 from aa_flax.weights.identity import spec_of
 

@@ -27,7 +27,7 @@ from jax.tree_util import Partial
 import aa_flax
 from aa_flax import consistency
 from aa_flax.local_paths import check_local_paths
-from aa_flax.models.registry import resolve_spec
+from aa_flax.models.specs import resolve_spec
 from train.console import open_console
 from train.data import DataConfig, Dataset, evaluation_batches, open_dataset
 from train.data.augment import normalise, random_flip, random_shift

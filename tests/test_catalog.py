@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from aa_flax.models.registry import list_models, parse_spec
+from aa_flax.models.registry import list_models
+from aa_flax.models.specs import parse_spec
 from aa_flax.weights import catalog
 from aa_flax.weights.catalog import DownloadError, Published
 from train.data.datasets import DataConfig, open_dataset

@@ -17,7 +17,7 @@ from flax import nnx
 
 import aa_flax
 from aa_flax.models.abstract import abstract_model
-from aa_flax.models.registry import resolve_spec
+from aa_flax.models.specs import resolve_spec
 from aa_flax.models.variables import variables
 from aa_flax.weights.refit import refit
 from tests.foreign_networks import with_values

@@ -10,7 +10,7 @@ import aa_flax
 from aa_flax.inference import fold_batchnorm
 from aa_flax.models.batch_norm import BatchNorm
 from aa_flax.models.folding import Folded
-from aa_flax.models.registry import with_options
+from aa_flax.models.specs import with_options
 
 
 def _randomised(model):

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from aa_flax.models.abstract import abstract_model
 from aa_flax.models.base import Network
-from aa_flax.models.registry import MODELS, create_model, resolve_spec
+from aa_flax.models.create import create_model
+from aa_flax.models.registry import MODELS
+from aa_flax.models.specs import resolve_spec
 from aa_flax.models.variables import variables
 from aa_flax.weights.errors import CheckpointError
 from aa_flax.weights.input_channels import with_input_channels

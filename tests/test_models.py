@@ -13,7 +13,9 @@ from flax import nnx
 import aa_flax
 from aa_flax.models.abstract import abstract_model
 from aa_flax.models.batch_norm import BatchNorm
-from aa_flax.models.registry import MODELS, build_model, parse_spec, resolve_spec
+from aa_flax.models.create import build_model
+from aa_flax.models.registry import MODELS
+from aa_flax.models.specs import parse_spec, resolve_spec
 
 # Exact, as torchvision reports them for its networks with 1000 classes.
 PARAMETERS = {

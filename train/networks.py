@@ -11,7 +11,7 @@ from flax import nnx
 from jax.tree_util import Partial
 
 from aa_flax.models.base import Network
-from aa_flax.models.registry import resolve_spec
+from aa_flax.models.specs import resolve_spec
 from aa_flax.weights.mapping import convert_state_dict
 from aa_flax.weights.store import WEIGHTS_NAME, PretrainedConfig, load_pretrained, read_config
 from aa_flax.weights.torch.reader import read_torch_checkpoint

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from aa_flax.models.base import ModelSpec, Network
-from aa_flax.models.registry import build_model, resolve_spec
+from aa_flax.models.create import build_model
+from aa_flax.models.specs import resolve_spec
 from aa_flax.models.variables import variables
 
 Dtype = jax.typing.DTypeLike

@@ -16,7 +16,7 @@ from flax import nnx
 from aa_flax import blurpool
 from aa_flax.axes import whole_number
 from aa_flax.downsample import Downsample
-from aa_flax.models import registry
+from aa_flax.models import specs
 from aa_flax.models.base import Network
 from aa_flax.surgery.blurs import DOWNSAMPLES
 from aa_flax.surgery.plan import Place, Plan, Slots, Survey
@@ -203,11 +203,11 @@ def _update_spec(model: Network, plan: Plan, pad_type: str) -> None:
         return
     spec = dataclasses.replace(model.spec, filter_size=plan.filter_size, pad_type=pad_type)
     if isinstance(plan.downsample, str):
-        spec = registry.with_options(spec, downsample=plan.downsample)
-    if plan.first and "pool_only" in registry.default_options(spec.name):
-        spec = registry.with_options(spec, pool_only=False)
+        spec = specs.with_options(spec, downsample=plan.downsample)
+    if plan.first and "pool_only" in specs.default_options(spec.name):
+        spec = specs.with_options(spec, pool_only=False)
     nnx_model: Any = model
-    before, nnx_model.config = nnx_model.config, registry.config_of(spec)
+    before, nnx_model.config = nnx_model.config, specs.config_of(spec)
     if first_difference(model, spec):
         nnx_model.config, model.spec, model.changed_by = before, None, "antialias"
     else:

@@ -17,7 +17,7 @@ from importlib import resources
 from pathlib import Path
 
 from aa_flax.local_paths import local_path
-from aa_flax.models.registry import parse_spec, resolve_spec
+from aa_flax.models.specs import parse_spec, resolve_spec
 from aa_flax.weights.config import PretrainedConfig
 
 Progress = Callable[[int, int | None], None]

@@ -8,7 +8,7 @@ from typing import Any
 
 from aa_flax.local_paths import local_path
 from aa_flax.models.base import ModelSpec
-from aa_flax.models.registry import resolve_spec
+from aa_flax.models.specs import resolve_spec
 from aa_flax.weights.errors import CheckpointError
 from aa_flax.weights.json_file import read_json
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from aa_flax.models.registry import MODELS, parse_spec
+from aa_flax.models.registry import MODELS
+from aa_flax.models.specs import parse_spec
 from aa_flax.weights.torch.layout import clean_names
 from aa_flax.weights.torch.names import STEMS
 

@@ -13,8 +13,9 @@ from flax import nnx
 from aa_flax.downsample import ContentAdaptiveBlur
 from aa_flax.models.abstract import build_abstract, fresh_values
 from aa_flax.models.base import ModelSpec, Network
-from aa_flax.models.registry import MODELS, common_options, config_of, resolve_spec
+from aa_flax.models.registry import MODELS
 from aa_flax.models.resnet import dilated_stages
+from aa_flax.models.specs import common_options, config_of, resolve_spec
 from aa_flax.models.variables import variables
 from aa_flax.weights.errors import CheckpointError
 from aa_flax.weights.filling import fill, listing

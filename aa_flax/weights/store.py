@@ -13,7 +13,7 @@ from flax import nnx
 from aa_flax.local_paths import local_path
 from aa_flax.models.abstract import build_abstract
 from aa_flax.models.base import Network
-from aa_flax.models.registry import changed_spec, parse_spec, resolve_spec
+from aa_flax.models.specs import changed_spec, parse_spec, resolve_spec
 from aa_flax.models.variables import variables
 from aa_flax.weights.config import CONFIG_NAME, Preprocessing, PretrainedConfig, dump_config, read_config
 from aa_flax.weights.directories import complete_or_not_at_all

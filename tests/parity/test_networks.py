@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from aa_flax.models.registry import create_model, list_models
+from aa_flax.models.create import create_model
+from aa_flax.models.registry import list_models
 from aa_flax.weights.mapping import convert_state_dict, to_torch_state_dict
 from tests.parity import compare, measured, oracles
 

@@ -12,7 +12,7 @@ import jax
 from jax.tree_util import Partial
 
 from aa_flax.consistency import Protocol
-from aa_flax.models.registry import parse_spec
+from aa_flax.models.specs import parse_spec
 from aa_flax.weights.config import Preprocessing, PretrainedConfig
 from aa_flax.weights.store import WEIGHTS_NAME, load_pretrained, read_config
 from train.console import open_console, progress

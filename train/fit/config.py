@@ -15,7 +15,7 @@ from aa_flax.local_paths import local_path
 from aa_flax.models import create_model
 from aa_flax.models.base import Network
 from aa_flax.models.batch_norm import BatchNorm
-from aa_flax.models.registry import parse_spec, resolve_spec
+from aa_flax.models.specs import parse_spec, resolve_spec
 from train.data import DataConfig
 from train.errors import CommandError
 from train.files import require_local_paths

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from fnmatch import fnmatch
 
-from aa_flax.models.registry import parse_spec
+from aa_flax.models.specs import parse_spec
 from train.data import DataConfig
 from train.errors import CommandError
 from train.fit.config import NetworkConfig, PresetName, TrainConfig

@@ -1,0 +1,159 @@
+"""How a name and options become a checked specification of a network, a :class:`ModelSpec`."""
+
+import dataclasses
+import difflib
+import math
+import re
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+from aa_flax.blurpool import canonical_pad_type
+from aa_flax.models.base import ModelSpec
+from aa_flax.models.registry import MODELS
+
+DEFAULT_FILTER_SIZE = 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CommonOptions:
+    """Options of every network, which decide what its layers are made of; see :func:`create_model`."""
+
+    downsample: Literal["blur", "aps", "ddac", "ideal"] = "blur"
+    circular: bool = False
+    frozen_bn: bool = False
+    folded_bn: bool = False
+
+
+def parse_spec(spec: str) -> tuple[str, int | None]:
+    """Splits ``<name>[_lpf<k>|_plain]``.
+
+    Args:
+        spec: a network's name, with its filter size or ``plain``; no suffix means ``_lpf4``.
+
+    Returns:
+        The name and the filter size, None for the plain network.
+
+    Raises:
+        ValueError: for an unknown name (close ones are listed) or a filter size below 1.
+    """
+    match = re.fullmatch(r"(?P<name>.+?)(?:_lpf(?P<taps>\d+)|_(?P<plain>plain))?", spec)
+    name = match["name"] if match else spec
+    if match is None or name not in MODELS:
+        close = difflib.get_close_matches(name, MODELS, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(close)}?" if close else "aa_flax.list_models() lists them"
+        raise ValueError(f"unknown network {spec!r}: {hint}")
+    if match["plain"]:
+        return name, None
+    taps = DEFAULT_FILTER_SIZE if match["taps"] is None else int(match["taps"])
+    if taps < 1:
+        raise ValueError(f"{spec!r}: the filter size must be at least 1; _plain is the network without blur")
+    return name, taps
+
+
+def default_options(name: str) -> dict[str, Any]:
+    """The options of one network and their values where none is given."""
+    rows = (CommonOptions(), MODELS[name][1])
+    return {field.name: getattr(row, field.name) for row in rows for field in dataclasses.fields(row)}
+
+
+def common_options(spec: ModelSpec) -> CommonOptions:
+    """The options of a network that every network has."""
+    return _with_options(CommonOptions(), spec)
+
+
+def config_of(spec: ModelSpec) -> Any:
+    """The configuration of a network within its family (``model.config``)."""
+    return _with_options(MODELS[spec.name][1], spec)
+
+
+def _with_options(row: Any, spec: ModelSpec) -> Any:
+    names = [field.name for field in dataclasses.fields(row)]
+    return dataclasses.replace(row, **{k: v for k, v in spec.options if k in names})
+
+
+def with_options(spec: ModelSpec, **options: Any) -> ModelSpec:
+    """The spec with some of its options changed; takes what has been checked."""
+    known = default_options(spec.name)
+    merged = dict(spec.options) | options
+    return dataclasses.replace(spec, options=tuple(sorted((k, v) for k, v in merged.items() if v != known[k])))
+
+
+def changed_spec(spec: ModelSpec, **changes: Any) -> ModelSpec:
+    """The spec with some of the arguments of :func:`create_model` changed, which are checked as there."""
+    arguments: dict[str, Any] = {name: getattr(spec, name) for name in ("num_classes", "in_channels", "pad_type")}
+    arguments.update(spec.options)
+    arguments.update(changes)
+    return resolve_spec(str(spec), **arguments)
+
+
+def _plain(value: Any) -> Any:
+    """JSON has lists where the configurations have tuples, and NumPy numbers of its own."""
+    if isinstance(value, list | tuple):
+        return tuple(map(_plain, value))
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _check_option(name: str, option: str, value: Any, default: Any) -> None:
+    """Refuses what is of another type or length than the option's default, is no choice, or makes no network."""
+    kinds = get_type_hints(CommonOptions) | get_type_hints(type(MODELS[name][1]))
+    choices = get_args(kinds[option]) if get_origin(kinds[option]) is Literal else ()
+    if choices and not any(_is_like(value, choice) and value == choice for choice in choices):
+        raise ValueError(f"{option} must be one of {', '.join(map(str, choices))}, got {value!r}")
+    if not _is_like(value, default) or value in (math.inf, -math.inf) or value != value:
+        raise ValueError(f"{option} must be of the kind of {default!r}, got {value!r}")
+    # Depths, widths and groups count something: zero or less makes no network, or one that divides by zero.
+    for count in value if isinstance(value, tuple) else (value,):
+        if isinstance(count, int) and not isinstance(count, bool) and count < 1:
+            raise ValueError(f"{option}={value!r}: makes no network, whole numbers must be at least 1")
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    if isinstance(default, tuple):
+        return isinstance(value, tuple) and len(value) == len(default) and all(map(_is_like, value, default))
+    return type(value) is type(default) or (type(default) is float and type(value) is int)
+
+
+def resolve_spec(
+    spec: str,
+    *,
+    filter_size: int | None = None,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    pad_type: str = "reflect",
+    **options: Any,
+) -> ModelSpec:
+    """Checks the arguments of :func:`create_model` without building anything.
+
+    Raises:
+        TypeError: for an option that the family does not have.
+        ValueError: for values that make no network.
+    """
+    name, taps = parse_spec(spec)
+    filter_size, num_classes, in_channels = map(_plain, (filter_size, num_classes, in_channels))
+    if filter_size is not None:
+        if spec != name and filter_size != taps:
+            raise ValueError(f"filter_size={filter_size} contradicts {spec!r}: give one of them")
+        if isinstance(filter_size, bool) or not isinstance(filter_size, int) or filter_size < 1:
+            raise ValueError(f"filter_size must be a whole number >= 1, got {filter_size!r}")
+        taps = filter_size
+    for argument, value, least in (("num_classes", num_classes, 0), ("in_channels", in_channels, 1)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{argument} must be a whole number >= {least}, got {value!r}")
+    known = default_options(name)
+    for option in options:
+        if option not in known:
+            raise TypeError(f"{name} has no option {option!r}; it has {', '.join(known)}")
+    given = {option: _plain(value) for option, value in options.items()}
+    for option, value in given.items():
+        _check_option(name, option, value, known[option])
+    if taps is None and options.get("downsample", "blur") != "blur":
+        raise ValueError(f"{spec!r} has no blur for downsample={options['downsample']!r} to stand in for")
+    return ModelSpec(
+        name=name,
+        filter_size=taps,
+        num_classes=num_classes,
+        in_channels=in_channels,
+        pad_type=canonical_pad_type(pad_type),
+        options=tuple(sorted((k, v) for k, v in given.items() if v != known[k])),
+    )
