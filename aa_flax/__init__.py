@@ -4,8 +4,16 @@ Zhang, *Making Convolutional Networks Shift-Invariant Again*, ICML 2019 (arXiv 1
 """
 
 from aa_flax import consistency, linen, nn
-from aa_flax.blurpool import BlurPool1D, BlurPool2D, BlurPool3D, blur_pool
-from aa_flax.downsample import AdaptivePolyphase, ContentAdaptiveBlur, Downsample, IdealLowPass
+from aa_flax.blurpool import blur_pool
+from aa_flax.downsample import (
+    AdaptivePolyphase,
+    BlurPool1D,
+    BlurPool2D,
+    BlurPool3D,
+    ContentAdaptiveBlur,
+    Downsample,
+    IdealLowPass,
+)
 from aa_flax.export import ExportedNetwork, export, load_exported
 from aa_flax.hub import load_from_hub, push_to_hub
 from aa_flax.inference import fold_batchnorm

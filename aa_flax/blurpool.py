@@ -14,7 +14,6 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from aa_flax import axis_maps
 from aa_flax.axes import check_floating, per_axis, spatial_axes, whole_number
@@ -189,67 +188,3 @@ def blur_pool(
     """
     axes = spatial_axes("blur_pool", x, spatial_dims)
     return blur_axes(x, axes, filter_size, stride, pad_type, pad_off)
-
-
-class _BlurPool(nnx.Module):
-    """The attributes and checks that the layers share. It holds no variables: the filter is a constant."""
-
-    spatial_dims: int
-
-    def __init__(
-        self,
-        filter_size: int | Sequence[int],
-        stride: int | Sequence[int],
-        pad_type: str,
-        pad_off: int | Sequence[int],
-    ):
-        self.filter_size = per_axis("filter_size", filter_size, self.spatial_dims)
-        self.stride = per_axis("stride", stride, self.spatial_dims)
-        self.pad_type = canonical_pad_type(pad_type)
-        self.pad_off = per_axis("pad_off", pad_off, self.spatial_dims, least=None)
-
-    def __call__(self, x: jax.Array, like: jax.Array | None = None) -> jax.Array:
-        """Blurs and subsamples. ``like`` is there for layers that adapt, see :class:`aa_flax.Downsample`."""
-        axes = spatial_axes(type(self).__name__, x, self.spatial_dims)
-        return blur_axes(x, axes, self.filter_size, self.stride, self.pad_type, self.pad_off)
-
-
-class BlurPool1D(_BlurPool):
-    """BlurPool for sequences, (..., L, C) to (..., ceil(L / stride), C).
-
-    Args:
-        filter_size: number of binomial taps. The default of the reference's 1-D layer is 3, not 4.
-        stride: subsampling factor in samples.
-        pad_type: see :func:`blur_pool`.
-        pad_off: see :func:`blur_pool`.
-    """
-
-    spatial_dims = 1
-
-    def __init__(self, filter_size=3, stride=2, pad_type: str = "reflect", pad_off=0):
-        super().__init__(filter_size, stride, pad_type, pad_off)
-
-
-class BlurPool2D(_BlurPool):
-    """BlurPool for images, (..., H, W, C) to (..., ceil(H / stride), ceil(W / stride), C).
-
-    Args:
-        filter_size: number of binomial taps, one or one per axis.
-        stride: subsampling factor in pixels, one or one per axis.
-        pad_type: see :func:`blur_pool`.
-        pad_off: see :func:`blur_pool`.
-    """
-
-    spatial_dims = 2
-
-    def __init__(self, filter_size=4, stride=2, pad_type: str = "reflect", pad_off=0):
-        super().__init__(filter_size, stride, pad_type, pad_off)
-
-
-class BlurPool3D(_BlurPool):
-    """BlurPool for volumes and video, (..., D, H, W, C); arguments as :class:`BlurPool2D`, one or three each."""
-
-    spatial_dims = 3
-
-    def __init__(self, filter_size=4, stride=2, pad_type: str = "reflect", pad_off=0):
-        super().__init__(filter_size, stride, pad_type, pad_off)

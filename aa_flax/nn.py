@@ -14,11 +14,8 @@ from jax import lax
 
 from aa_flax import blurpool
 from aa_flax.axes import each_axis, per_axis, spatial_axes, whole_number
-from aa_flax.blurpool import BlurPool1D, BlurPool2D, BlurPool3D
-from aa_flax.downsample import Downsample
+from aa_flax.downsample import Downsample, blur_layer
 from aa_flax.strided import BlurredConvolution, Padding, blur_factors, dense_max, dense_mean, explicit_padding
-
-_BLURS = {1: BlurPool1D, 2: BlurPool2D, 3: BlurPool3D}
 
 
 class Conv(nnx.Conv):
@@ -143,19 +140,6 @@ def _pool_geometry(name: str, x: jax.Array, window: Sequence[int], strides: Sequ
 def _check_lengths(name: str, window: Sequence[int], strides: Sequence[int]) -> None:
     if len(strides) != len(window):
         raise ValueError(f"{name}: strides {tuple(strides)} and window {tuple(window)} differ in length")
-
-
-def blur_layer(
-    factors: tuple[int, ...], filter_size: int, pad_type: str, *, subsample: bool = True
-) -> BlurPool1D | BlurPool2D | BlurPool3D:
-    """The blur that subsamples each spatial axis by its factor and leaves axes of factor 1 alone.
-
-    Without ``subsample`` it only blurs, for a layer behind it that takes these steps itself.
-    """
-    if len(factors) not in _BLURS:
-        raise ValueError(f"layers have 1, 2 or 3 spatial axes, got {len(factors)}: {factors}")
-    taps = tuple(filter_size if factor > 1 else 1 for factor in factors)
-    return _BLURS[len(factors)](taps, factors if subsample else 1, pad_type)
 
 
 class _Pool(nnx.Module):

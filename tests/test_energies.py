@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import aa_flax
-from aa_flax.energies import most_energetic
+from aa_flax.downsample.energies import most_energetic
 
 ROLLS = [(1, 0), (0, 1), (1, 1), (5, -3), (17, 22), (-8, 31)]
 

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import zeros
 
-from aa_flax.blurpool import BlurPool2D
-from aa_flax.downsample import AdaptivePolyphase, ContentAdaptiveBlur, Downsample, IdealLowPass
+from aa_flax.downsample import AdaptivePolyphase, BlurPool2D, ContentAdaptiveBlur, Downsample, IdealLowPass
 from aa_flax.models.batch_norm import BatchNorm, FrozenBatchNorm
 from aa_flax.models.convolutions import dense_conv, depthwise_conv
 from aa_flax.models.initialisers import Initialiser, he_fan_out, torch_default, torch_default_bias

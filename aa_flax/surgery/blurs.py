@@ -7,8 +7,7 @@ from typing import Any
 
 from flax import nnx
 
-from aa_flax import nn
-from aa_flax.downsample import AdaptivePolyphase, ContentAdaptiveBlur, Downsample, IdealLowPass
+from aa_flax.downsample import AdaptivePolyphase, ContentAdaptiveBlur, Downsample, IdealLowPass, blur_layer
 from aa_flax.strided import BlurAfter, BlurBefore, BlurredConvolution, blurred, split_stride
 from aa_flax.surgery.kinds import is_circular, kernel_size, strides_of
 from aa_flax.surgery.plan import Plan, Survey
@@ -60,11 +59,11 @@ class Blurs:
                 param_dtype=conv.param_dtype,
                 rngs=plan.rngs,
             )
-        return nn.blur_layer(factors, plan.filter_size, pad_type)
+        return blur_layer(factors, plan.filter_size, pad_type)
 
     def before(self, conv: nnx.Conv) -> Downsample:
         """What blurs the input of a convolution that keeps its strides."""
-        return nn.blur_layer(_factors(conv), self.plan.filter_size, self.pad_type(conv), subsample=False)
+        return blur_layer(_factors(conv), self.plan.filter_size, self.pad_type(conv), subsample=False)
 
     def cost(self, change: Change, conv: nnx.Conv, *, dense: bool, channels: int) -> Change:
         """The change with its floating point operations, counted before the convolution is changed.

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from aa_flax import blurpool, downsample, nn
+from aa_flax import downsample, nn
 from aa_flax.strided import BlurAfter, BlurBefore, BlurredConvolution, unblurred
 
 Path = tuple[Any, ...]
@@ -37,9 +37,9 @@ _ACTIVATIONS = {
 KEEPS_PLACE = (nnx.BatchNorm, nnx.LayerNorm, nnx.RMSNorm, nnx.GroupNorm, nnx.InstanceNorm, nnx.Dropout)
 POOLS = {nnx.max_pool: nn.max_pool, nnx.avg_pool: nn.avg_pool}
 BLURRED = (
-    blurpool.BlurPool1D,
-    blurpool.BlurPool2D,
-    blurpool.BlurPool3D,
+    downsample.BlurPool1D,
+    downsample.BlurPool2D,
+    downsample.BlurPool3D,
     downsample.AdaptivePolyphase,
     downsample.ContentAdaptiveBlur,
     downsample.IdealLowPass,

@@ -15,13 +15,13 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 
-from aa_flax import blurpool, downsample, upsample
+from aa_flax import downsample, upsample
 from aa_flax.strided import BLURRED_SCOPE
 
 _OWN = (
-    blurpool.BlurPool1D,
-    blurpool.BlurPool2D,
-    blurpool.BlurPool3D,
+    downsample.BlurPool1D,
+    downsample.BlurPool2D,
+    downsample.BlurPool3D,
     downsample.AdaptivePolyphase,
     downsample.ContentAdaptiveBlur,
     downsample.IdealLowPass,
@@ -227,7 +227,7 @@ def _source(equation: JaxprEqn) -> str:
     traceback = equation.source_info.traceback
     for frame in traceback.frames if traceback else ():
         # The networks' own code counts as a place, the layers they are made of do not.
-        own = Path(frame.file_name).parent in (_PACKAGE, _PACKAGE / "surgery")
+        own = Path(frame.file_name).parent in (_PACKAGE, _PACKAGE / "surgery", _PACKAGE / "downsample")
         if not own and not frame.file_name.startswith(_LIBRARIES):
             return f"{Path(frame.file_name).name}:{frame.line_num} ({frame.function_name})"
     return "source unknown"

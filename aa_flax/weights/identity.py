@@ -5,8 +5,7 @@ from typing import Any
 
 from flax import nnx
 
-from aa_flax.blurpool import BlurPool2D
-from aa_flax.downsample import AdaptivePolyphase, ContentAdaptiveBlur, IdealLowPass
+from aa_flax.downsample import AdaptivePolyphase, BlurPool2D, ContentAdaptiveBlur, IdealLowPass
 from aa_flax.models.abstract import build_abstract
 from aa_flax.models.base import ModelSpec
 from aa_flax.models.variables import variables
