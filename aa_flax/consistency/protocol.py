@@ -155,8 +155,10 @@ class Protocol:
         """Measure images that are in memory: `per_image` over batches, then `summarise`.
 
         Args:
-            fn, labels, preprocess: as in `per_image`.
+            fn: what is measured, as in `per_image`.
             images: (N, H, W, C), any array.
+            labels: as in `per_image`.
+            preprocess: as in `per_image`.
             index: (N,) numbers of the images, 0 to N - 1 by default.
             progress: called after each batch with the images done and their total.
         """

@@ -104,7 +104,8 @@ class Normalise:
     """A `preprocess` for protocols: `(x / scale - mean) / std`, per channel, in float32.
 
     Args:
-        mean, std: one number per channel, on the scale of `x / scale`. ImageNet's by default.
+        mean: one number per channel, on the scale of `x / scale`. ImageNet's by default.
+        std: as `mean`.
         scale: 255 for pixels 0..255, whatever their dtype; 1 for pixels 0..1.
 
     Raises:
