@@ -14,7 +14,7 @@ EXPORTED ?= weights/mobilenet_v2_lpf4-cifar10
 ONNX ?= jax2onnx==0.17.1 onnxruntime==1.32.0 pytest
 TENSORFLOW ?= tensorflow-cpu==2.21.0
 
-.PHONY: demo test test-slow test-claims test-newest test-tree-mode test-export parity parity-full lint format bench wheel clean help
+.PHONY: demo test test-slow test-claims test-newest test-tree-mode test-export parity parity-full lint format docs bench wheel clean help
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -85,6 +85,15 @@ lint: $(VENV)/.dev ## style, formatting and types
 format: $(VENV)/.dev ## mend style and formatting
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+
+docs: ## build the documentation as a site under out/site
+	$(MAKE) .venv-docs/.docs VENV=.venv-docs
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet
+	@echo open out/site/index.html
+
+$(VENV)/.docs: pyproject.toml | $(VENV)/.made
+	$(PY) -m pip install --quiet --group docs
+	touch $@
 
 bench: $(VENV)/.test ## speed beside every peer that is installed
 	$(PY) -m benchmarks

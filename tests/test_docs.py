@@ -1,9 +1,10 @@
-"""The python blocks of README.md and docs/*.md run, page by page, each page in one namespace."""
+"""The python blocks of README.md and docs/*.md run, page by page, each page in one namespace; links lead somewhere."""
 
 import re
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -50,3 +51,39 @@ def test_a_block_that_would_not_run_is_refused(text, tmp_path):
     page.write_text(text)
     with pytest.raises(AssertionError, match="would not run"):
         blocks(page)
+
+
+def anchors(page):
+    """What `#...` may name on a page: its headings, as GitHub and the site write them."""
+    tokens = MarkdownIt("commonmark").parse(page.read_text(encoding="utf-8"))
+    titles = [tokens[at + 1].children for at, token in enumerate(tokens) if token.type == "heading_open"]
+    texts = ["".join(part.content for part in title if part.type in ("text", "code_inline")) for title in titles]
+    return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in texts}
+
+
+def dead_links(page):
+    """Links of a page within the checkout that lead nowhere."""
+    inline = [token for token in MarkdownIt("commonmark").parse(page.read_text(encoding="utf-8")) if token.children]
+    parts = [part for token in inline for part in token.children]
+    links = [part.attrs.get("href") or part.attrs.get("src") for part in parts if part.type in ("link_open", "image")]
+    dead = []
+    for link in links:
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        if not re.match("[a-z]+:", link) and not (target.exists() and (not anchor or anchor in anchors(target))):
+            dead.append(link)
+    return dead
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
+def test_the_links_of_a_page_lead_somewhere(page):
+    assert not dead_links(page)
+
+
+def test_a_dead_link_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# One `two`: three\n\n[a](page.md#one-two-three) [b](#one-two) [c](none.md) ![d](none.png) [e](https://x.org/)\n"
+        "\n```text\n[f](g)\n```\n"
+    )
+    assert dead_links(page) == ["#one-two", "none.md", "none.png"]
