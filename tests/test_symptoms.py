@@ -8,7 +8,7 @@ import pytest
 from train.data import ArraySource
 from train.data.balance import majority_rate
 from train.fit.config import NetworkConfig, TrainConfig
-from train.fit.session import abstract_network
+from train.fit.network import abstract_network
 from train.fit.symptoms import statistics_of_one_image, symptoms
 
 

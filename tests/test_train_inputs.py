@@ -14,10 +14,9 @@ from aa_flax.weights.config import PretrainedConfig, dump_config
 from train.data import DataConfig, open_dataset
 from train.errors import CommandError
 from train.fit.config import TrainConfig
-from train.fit.inputs import weights_digest
+from train.fit.inputs import describe_dataset, weights_digest
 from train.fit.record import FILE_NAME, read_record
 from train.fit.rundir import leave_record, may_continue
-from train.fit.session import describe_dataset
 
 
 def photos(root: Path, classes: tuple[str, ...] = ("daisy", "pansy", "rose"), shade: int = 50) -> Path:

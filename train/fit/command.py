@@ -24,13 +24,15 @@ from train.fit.checkpoint import quiet_storage_library
 from train.fit.config import TrainConfig, validate
 from train.fit.display import Display, duration, summary
 from train.fit.distributed import UPDATE_PATIENCE, LaunchConfig, Placement, Watch, check_batch, is_lead, leave, start
+from train.fit.inputs import dataset_facts
 from train.fit.interrupt import Interrupt
 from train.fit.loop import Ending
+from train.fit.network import abstract_network
 from train.fit.presets import preset, recipe_for
 from train.fit.record import read_record, shared_options
 from train.fit.rundir import claimed, default_run_dir
 from train.fit.runlog import check_log
-from train.fit.session import Session, abstract_network, dataset_facts, open_session
+from train.fit.session import Session, open_session
 from train.fit.step import split_model
 
 Config = TrainConfig

@@ -7,14 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import jax.numpy as jnp
 import tyro
-from flax import nnx
 
 from aa_flax.local_paths import local_path
-from aa_flax.models import create_model
-from aa_flax.models.base import Network
-from aa_flax.models.batch_norm import BatchNorm
 from aa_flax.models.specs import parse_spec, resolve_spec
 from train.data import DataConfig
 from train.errors import CommandError
@@ -251,26 +246,3 @@ def _validate_model(config: TrainConfig) -> None:
         resolve_spec(config.model, pad_type=config.net.pad_type, **config.net.family_options())
     except (ValueError, TypeError) as error:
         raise CommandError(f"model {config.model}: {error}") from error
-
-
-def create_network(config: TrainConfig, num_classes: int) -> Network:
-    """The network of a run, in training mode, with the initial values that the seed gives.
-
-    Raises:
-        CommandError: the options make no network.
-    """
-    try:
-        model = create_model(
-            config.model,
-            num_classes=num_classes,
-            pad_type=config.net.pad_type,
-            dtype=jnp.dtype(config.dtype),
-            rngs=nnx.Rngs(config.seed),
-            **config.net.family_options(),
-        )
-    except (ValueError, TypeError) as error:
-        raise CommandError(f"model {config.model}: {error}") from error
-    for _, layer in nnx.iter_modules(model):
-        if isinstance(layer, BatchNorm):
-            layer.group_size = config.bn_group
-    return model

@@ -17,10 +17,11 @@ from train.errors import CommandError
 from train.fit.checkpoint import Checkpoints, quiet_storage_library
 from train.fit.config import TrainConfig
 from train.fit.licences import licence_of
+from train.fit.network import abstract_network
 from train.fit.record import DATASET, FILE_NAME, Record, preprocessing_of, read_record
 from train.fit.rundir import CHECKPOINTS, has_checkpoints
 from train.fit.runlog import Scores, read_scores
-from train.fit.session import abstract_network, abstract_state, optimizer_of
+from train.fit.session import abstract_state, optimizer_of
 from train.fit.step import TrainState, split_model
 
 

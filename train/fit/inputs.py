@@ -10,9 +10,30 @@ from aa_flax.weights import catalog
 from aa_flax.weights.config import read_config
 from aa_flax.weights.provenance import as_parent
 from aa_flax.weights.store import WEIGHTS_NAME
+from train.data import Dataset
 from train.data.cache import file_sha256
+from train.data.fingerprint import fingerprint
 from train.fit.config import TrainConfig
-from train.fit.record import Record
+from train.fit.record import Record, plain
+
+
+def describe_dataset(dataset: Dataset) -> dict[str, Any]:
+    """What a run's record keeps of its data: enough to export its weights without them."""
+    return {
+        "name": dataset.name,
+        "num_classes": dataset.num_classes,
+        "class_names": list(dataset.class_names),
+        "preprocessing": plain(dataset.preprocessing),
+        "train_images": len(dataset.train),
+        "val_images": len(dataset.val),
+        "digest": fingerprint(dataset.train),
+    }
+
+
+def dataset_facts(dataset: Dataset) -> dict[str, Any]:
+    """What all processes of a run must find in their data."""
+    facts = {**describe_dataset(dataset), "validation digest": fingerprint(dataset.val)}
+    return {f"the data's {name}": value for name, value in facts.items()}
 
 
 def weights_digest(init: str | None) -> str | None:
@@ -71,7 +92,7 @@ def data_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """What differs between the data of two runs and decides what comes out, a line each.
 
     Args:
-        old: `train.fit.session.describe_dataset` of the older run; what it does not have is not compared.
+        old: `describe_dataset` of the older run; what it does not have is not compared.
         new: the same of the data at hand.
     """
     compared = ("train_images", "num_classes", "preprocessing")

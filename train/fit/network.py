@@ -1,25 +1,56 @@
-"""Where a run's weights start: fresh, or from trained ones (fine-tuning)."""
+"""The network of a run: its structure, and where its weights start: fresh, or from trained ones (fine-tuning)."""
 
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
+from flax import nnx
 
+from aa_flax.models import create_model
 from aa_flax.models.base import Network
+from aa_flax.models.batch_norm import BatchNorm
 from aa_flax.models.variables import variables
 from aa_flax.weights.config import Preprocessing
 from aa_flax.weights.identity import spec_of
 from aa_flax.weights.store import load_pretrained
 from train.data import Dataset
 from train.errors import CommandError
-from train.fit.config import TrainConfig, create_network
+from train.fit.config import TrainConfig
 from train.networks import refuse_run
 
 # The last linear layer of each family.
 HEADS = ("fc.", "fc8.", "classifier.")
 
 log = logging.getLogger(__name__)
+
+
+def create_network(config: TrainConfig, num_classes: int) -> Network:
+    """The network of a run, in training mode, with the initial values that the seed gives.
+
+    Raises:
+        CommandError: the options make no network.
+    """
+    try:
+        model = create_model(
+            config.model,
+            num_classes=num_classes,
+            pad_type=config.net.pad_type,
+            dtype=jnp.dtype(config.dtype),
+            rngs=nnx.Rngs(config.seed),
+            **config.net.family_options(),
+        )
+    except (ValueError, TypeError) as error:
+        raise CommandError(f"model {config.model}: {error}") from error
+    for _, layer in nnx.iter_modules(model):
+        if isinstance(layer, BatchNorm):
+            layer.group_size = config.bn_group
+    return model
+
+
+def abstract_network(config: TrainConfig, num_classes: int) -> nnx.Module:
+    """The network's structure without its arrays."""
+    return nnx.eval_shape(lambda: create_network(config, num_classes))
 
 
 def initial_network(config: TrainConfig, dataset: Dataset) -> Network:

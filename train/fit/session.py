@@ -16,17 +16,17 @@ from optax import GradientTransformation
 from train.data import Dataset, steps_per_epoch
 from train.data.augment import augment
 from train.data.balance import remarks
-from train.data.fingerprint import fingerprint
 from train.errors import CommandError
 from train.fit.agreement import require_same, together
 from train.fit.checkpoint import Checkpoints, describe
-from train.fit.config import TrainConfig, create_network
+from train.fit.config import TrainConfig
 from train.fit.display import Display
 from train.fit.distributed import Placement, is_lead
 from train.fit.feed import DeviceFeed, Feed, LoaderFeed
+from train.fit.inputs import describe_dataset
 from train.fit.interrupt import Interrupt
 from train.fit.loop import Surroundings, Training
-from train.fit.network import initial_network
+from train.fit.network import abstract_network, initial_network
 from train.fit.optim import learning_rate, sgd
 from train.fit.recalibrate import settle_statistics
 from train.fit.record import plain
@@ -57,34 +57,10 @@ class Session:
                 stack.callback(part.close)
 
 
-def describe_dataset(dataset: Dataset) -> dict[str, Any]:
-    """What a run's record keeps of its data: enough to export its weights without them."""
-    return {
-        "name": dataset.name,
-        "num_classes": dataset.num_classes,
-        "class_names": list(dataset.class_names),
-        "preprocessing": plain(dataset.preprocessing),
-        "train_images": len(dataset.train),
-        "val_images": len(dataset.val),
-        "digest": fingerprint(dataset.train),
-    }
-
-
-def dataset_facts(dataset: Dataset) -> dict[str, Any]:
-    """What all processes of a run must find in their data."""
-    facts = {**describe_dataset(dataset), "validation digest": fingerprint(dataset.val)}
-    return {f"the data's {name}": value for name, value in facts.items()}
-
-
 def optimizer_of(config: TrainConfig, per_epoch: int) -> GradientTransformation:
     """The optimiser of a run."""
     rate = learning_rate(config.optim, epochs=config.epochs, steps_per_epoch=per_epoch)
     return sgd(config.optim, rate, frozen_norms=config.net.frozen_bn)
-
-
-def abstract_network(config: TrainConfig, num_classes: int) -> nnx.Module:
-    """The network's structure without its arrays."""
-    return nnx.eval_shape(lambda: create_network(config, num_classes))
 
 
 def abstract_state(config: TrainConfig, model: nnx.Module, optimizer: GradientTransformation) -> TrainState:
