@@ -1,10 +1,17 @@
 """The python blocks of README.md and docs/*.md run, page by page, each page in one namespace; links lead somewhere."""
 
 import re
+import sys
+import types
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from markdown_it import MarkdownIt
+
+from aa_flax.consistency import PROTOCOLS
+from train.__main__ import COMMANDS
+from train.data.datasets import OPENERS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -21,14 +28,19 @@ def blocks(page):
 
 
 def run(page):
-    """Run the blocks one after another; a failure shows the line of the page."""
-    namespace = {"__name__": f"page_{page.stem}"}
-    for line, source in blocks(page):
-        exec(compile("\n" * (line - 1) + source, str(page), "exec"), namespace)
+    """Run the blocks one after another as a module; a failure shows the line of the page."""
+    module = types.ModuleType(f"page_{page.stem}")
+    with patch.dict(sys.modules, {module.__name__: module}):
+        for line, source in blocks(page):
+            exec(compile("\n" * (line - 1) + source, str(page), "exec"), module.__dict__)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@patch.dict(PROTOCOLS)
+@patch.dict(OPENERS)
+@patch.dict(COMMANDS)
 def test_the_blocks_of_a_page_run(page, tmp_path, monkeypatch):
+    """Rows that a page adds to tables are gone after it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")
     run(page)

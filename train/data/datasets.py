@@ -53,7 +53,7 @@ class DataConfig:
                 # Text too, as everywhere in Python.
                 object.__setattr__(self, name, Path(path))
         require_local_paths(self, "--data.")
-        if self.name not in NAMES:
+        if self.name not in OPENERS:
             raise CommandError(
                 f"--data.name is {self.name!r}; for photos of your own in train/CLASS/*.jpg and val/CLASS/*.jpg it is "
                 f"imagenet, whatever the classes, otherwise one of {', '.join(NAMES[1:])}"
