@@ -15,7 +15,8 @@ from train.data.balance import remarks
 from train.data.cache import ArrayCache
 from train.data.cifar import CLASSES, open_cifar10
 from train.data.decode import UnreadableImageError
-from train.data.prepare import Config, open_builder, open_tfds, run
+from train.data.prepare import Config, run
+from train.data.tfds import open_builder, open_tfds
 from train.data.wnids import imagenet_index, imagenet_wnids
 from train.errors import CommandError
 

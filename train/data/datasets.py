@@ -262,7 +262,7 @@ def _synthetic(size: int, classes: int, count: int, seed: int, prefix: str) -> A
 
 
 def _open_tfds(config: DataConfig) -> Dataset:
-    from train.data.prepare import open_tfds
+    from train.data.tfds import open_tfds
 
     tfds_name = config.name.removeprefix("tfds_")
     train, val, class_names = open_tfds(tfds_name, _directory(config))
