@@ -77,10 +77,11 @@ parity: $(VENV)/.parity ## compare with PyTorch: every name, plain and k=4
 parity-full: $(VENV)/.parity ## compare with PyTorch: the whole matrix, with a table
 	$(PYTEST) --dist load -m 'parity' tests/parity
 
-lint: $(VENV)/.dev ## style, formatting and types
+lint: $(VENV)/.dev ## style, formatting, types, and which way imports point
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m pyright
+	$(VENV)/bin/lint-imports --no-cache
 
 format: $(VENV)/.dev ## mend style and formatting
 	$(PY) -m ruff check --fix .

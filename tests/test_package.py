@@ -5,8 +5,6 @@ import sys
 import tomllib
 from pathlib import Path
 
-import pytest
-
 import aa_flax
 
 ROOT = Path(__file__).parents[1]
@@ -46,32 +44,6 @@ def test_the_wheel_requires_what_the_library_imports():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     required = {requirement.split(">")[0] for requirement in project["dependencies"]}
     assert required == {"jax", "flax", "numpy", "safetensors"}
-
-
-@pytest.mark.parametrize(
-    ("below", "above"),
-    [
-        ("aa_flax/models/**/*.py", {"aa_flax.weights", "aa_flax.consistency", "train"}),
-        ("aa_flax/weights/**/*.py", {"aa_flax.consistency", "train"}),
-        ("aa_flax/consistency/**/*.py", {"aa_flax.weights", "train"}),
-        ("train/*.py", {"train.fit", "train.reproduce", "train.explain", "train.evaluate", "train.page", "train.data"}),
-        ("train/data/*.py", {"train.fit", "train.reproduce", "train.explain", "train.evaluate", "train.page"}),
-        ("train/page/*.py", {"train.fit", "train.reproduce", "train.explain", "train.evaluate", "train.data"}),
-        ("train/evaluate/*.py", {"train.fit", "train.reproduce", "train.explain"}),
-        ("train/explain/*.py", {"train.fit", "train.reproduce"}),
-        ("train/reproduce/*.py", {"train.fit", "train.explain"}),
-        ("train/fit/*.py", {"train.reproduce", "train.explain"}),
-    ],
-)
-def test_imports_point_one_way(below, above):
-    files = sorted(ROOT.glob(below))
-    assert files
-    for path in files:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module:
-                assert not any(node.module == name or node.module.startswith(name + ".") for name in above), (
-                    f"{path} imports {node.module}"
-                )
 
 
 def test_no_file_sets_flags_of_the_compiler():
