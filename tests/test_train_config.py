@@ -5,6 +5,7 @@ import json
 import os
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -84,6 +85,20 @@ def test_warm_up_rises_linearly_into_a_cosine_that_ends_near_zero():
     np.testing.assert_allclose(found[:20], np.arange(1, 21) / 20, rtol=1e-5)
     expected = 0.5 * (1 + np.cos(np.pi * np.arange(80) / 80))
     np.testing.assert_allclose(found[20:], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_schedule_may_have_traced_numbers():
+    config = OptimConfig(lr=0.2, schedule="cosine", warmup_epochs=2)
+
+    @jax.jit
+    def traced(step, epochs, lr, warmup):
+        numbers = dataclasses.replace(config, lr=lr, warmup_epochs=warmup)
+        return learning_rate(numbers, epochs=epochs, steps_per_epoch=4)(step)
+
+    for warmup in (0.0, 2.0):
+        found = [traced(step, 5.0, 0.2, warmup) for step in range(20)]
+        expected = rates(dataclasses.replace(config, warmup_epochs=warmup), epochs=5, steps=4)
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-8)
 
 
 WRONG = [

@@ -51,12 +51,12 @@ class OptimConfig:
     what is evaluated and exported."""
 
 
-def learning_rate(config: OptimConfig, *, epochs: int, steps_per_epoch: int) -> Schedule:
+def learning_rate(config: OptimConfig, *, epochs: int | jax.Array, steps_per_epoch: int) -> Schedule:
     """The learning rate as a function of the number of updates already made.
 
     Args:
-        config: which schedule, its peak and its warm-up.
-        epochs: length of the whole training.
+        config: which schedule, its peak and its warm-up; both numbers may be traced.
+        epochs: length of the whole training; may be traced.
         steps_per_epoch: updates in an epoch.
 
     Returns:
@@ -70,15 +70,14 @@ def learning_rate(config: OptimConfig, *, epochs: int, steps_per_epoch: int) -> 
             case "steps":
                 factor = 0.1 ** jnp.floor(step / (config.drop_every * steps_per_epoch))
             case "cosine":
-                progress = (step - warmup) / max(epochs * steps_per_epoch - warmup, 1)
+                progress = (step - warmup) / jnp.maximum(epochs * steps_per_epoch - warmup, 1)
                 factor = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0, 1)))
             case "cosine_epochs":
                 factor = 0.5 * (1 + jnp.cos(jnp.pi * jnp.floor(step / steps_per_epoch) / epochs))
             case "constant":
                 factor = jnp.float32(1)
-        if warmup:
-            factor = jnp.where(step < warmup, jnp.minimum((step + 1) / warmup, 1), factor)
-        return config.lr * factor
+        rising = jnp.minimum((step + 1) / jnp.maximum(warmup, 1), 1)
+        return config.lr * jnp.where(step < warmup, rising, factor)
 
     return rate
 
