@@ -5,10 +5,12 @@ from typing import Protocol
 
 import jax
 import numpy as np
+from jax.tree_util import Partial
 
 from train.data import Dataset, evaluation_batches, steps_per_epoch, train_batches
 from train.data.loader import TrainSteps
 from train.errors import CommandError
+from train.fit.config import TrainConfig
 from train.fit.distributed import Placement
 from train.fit.step import Metrics, TrainState, TrainStep, compile_step, compile_steps
 
@@ -97,17 +99,28 @@ class DeviceFeed:
     The order is the loader's, so that a run has the same batches either way.
 
     Args:
-        train_step: the update.
+        train_step: the update; may be ``Partial(function, *arrays)``.
         dataset: images of one size that need no random crop on the host.
         placement: the devices; each holds all images.
         batch: images per update over all processes.
         seed: of the order.
+        like: the feed of an earlier run with the same data and batch, to share its images with and, where the update
+            is a `Partial` of the same function, its compiled program.
 
     Raises:
         CommandError: the data set cannot be kept this way.
     """
 
-    def __init__(self, train_step: TrainStep, dataset: Dataset, placement: Placement, *, batch: int, seed: int):
+    def __init__(
+        self,
+        train_step: TrainStep,
+        dataset: Dataset,
+        placement: Placement,
+        *,
+        batch: int,
+        seed: int,
+        like: "DeviceFeed | None" = None,
+    ):
         if dataset.augmentation.random_resized_crop:
             raise CommandError(
                 f"--on-device cannot cut random crops of {dataset.name}; leave it out or set --data.augment no_shift"
@@ -115,8 +128,9 @@ class DeviceFeed:
         self._placement = placement
         self._per_epoch = steps_per_epoch(dataset, batch)
         self._batch = batch
-        self._data = placement.everywhere(_whole(dataset))
-        self._steps = compile_steps(train_step, placement.mesh, self._per_epoch)
+        self._data = like._data if like else placement.everywhere(_whole(dataset))
+        self._steps = like._steps if like else compile_steps(placement.mesh, self._per_epoch)
+        self._train_step = placement.everywhere(train_step if isinstance(train_step, Partial) else Partial(train_step))
         self._order = TrainSteps(
             source=dataset.train,
             preprocessing=dataset.preprocessing,
@@ -138,7 +152,7 @@ class DeviceFeed:
         order = self._epoch_rows(epoch)
         window = self._placement.put(np.array([first, count], np.int32))
         with jax.transfer_guard("disallow"):
-            state, metrics = self._steps(state, self._data, order, window)
+            state, metrics = self._steps(self._train_step, state, self._data, order, window)
         return state, metrics, count
 
     def _epoch_rows(self, epoch: int) -> jax.Array:
@@ -154,6 +168,35 @@ class DeviceFeed:
 
     def close(self) -> None:
         """Nothing runs in the background."""
+
+
+def open_feed(
+    config: TrainConfig,
+    train_step: TrainStep,
+    dataset: Dataset,
+    placement: Placement,
+    *,
+    start_step: int = 0,
+    like: Feed | None = None,
+) -> Feed:
+    """The feed that a run's configuration asks for.
+
+    Args:
+        config: the run.
+        train_step: its update.
+        dataset: its data.
+        placement: the devices.
+        start_step: the first update's number.
+        like: see `DeviceFeed`; another kind of feed has nothing to share.
+
+    Raises:
+        CommandError: the data set cannot be kept on the devices.
+    """
+    parts = (train_step, dataset, placement)
+    if config.on_device:
+        shared = like if isinstance(like, DeviceFeed) else None
+        return DeviceFeed(*parts, batch=config.batch, seed=config.seed, like=shared)
+    return LoaderFeed(*parts, batch=config.batch, seed=config.seed, start_step=start_step)
 
 
 def _whole(dataset: Dataset) -> dict[str, np.ndarray]:

@@ -22,7 +22,7 @@ from train.fit.checkpoint import Checkpoints, describe
 from train.fit.config import TrainConfig
 from train.fit.display import Display
 from train.fit.distributed import Placement, is_lead
-from train.fit.feed import DeviceFeed, Feed, LoaderFeed
+from train.fit.feed import open_feed
 from train.fit.inputs import describe_dataset
 from train.fit.interrupt import Interrupt
 from train.fit.loop import Surroundings, Training
@@ -70,7 +70,15 @@ def abstract_state(config: TrainConfig, model: nnx.Module, optimizer: GradientTr
     return jax.eval_shape(build, params, stats)
 
 
-def _train_step(config: TrainConfig, dataset: Dataset, model: nnx.Module, per_epoch: int) -> TrainStep:
+def train_step_of(config: TrainConfig, dataset: Dataset, model: nnx.Module, per_epoch: int) -> TrainStep:
+    """The update of a run.
+
+    Args:
+        config: the run; its seed, its epochs, and the peak and the warm-up of its learning rate may be traced.
+        dataset: says how images are varied and normalised.
+        model: the network, which may be abstract.
+        per_epoch: updates in an epoch.
+    """
     options = StepOptions(
         seed=config.seed,
         accumulate=config.accumulate,
@@ -177,14 +185,10 @@ def open_session(
     checkpoints = Checkpoints(run_dir / CHECKPOINTS, scores=scores)
     model = abstract_network(config, dataset.num_classes)
     state, step = _starting_state(config, dataset, placement, checkpoints, model, display.say)
-    train_step = _train_step(config, dataset, model, per_epoch)
+    train_step = train_step_of(config, dataset, model, per_epoch)
     if statistics_of_one_image(config, model):
         _try_one_image(config, dataset, train_step, state, display.say)
-    feed: Feed
-    if config.on_device:
-        feed = DeviceFeed(train_step, dataset, placement, batch=config.batch, seed=config.seed)
-    else:
-        feed = LoaderFeed(train_step, dataset, placement, batch=config.batch, seed=config.seed, start_step=step)
+    feed = open_feed(config, train_step, dataset, placement, start_step=step)
     for line in remarks(dataset.train, dataset.val, dataset.class_names):
         display.say(line)
     # Only now has nothing been refused: weights that do not fit leave no run behind.

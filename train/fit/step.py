@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.tree_util import Partial
 
 from aa_flax.dtypes import at_least_float32
 from train.fit.optim import Schedule
@@ -47,7 +48,7 @@ class StepOptions:
     """What an update does besides forward, backward and optimiser.
 
     Attributes:
-        seed: root of the dropout masks.
+        seed: root of the dropout masks; may be traced.
         accumulate: micro-batches whose gradients are averaged into one update.
         label_smoothing: share of the target spread evenly over the classes.
         ema: decay of the moving averages per update, None to keep none.
@@ -55,7 +56,7 @@ class StepOptions:
             normalisations, activations, pools and blurs in the backward pass.
     """
 
-    seed: int = 0
+    seed: int | jax.Array = 0
     accumulate: int = 1
     label_smoothing: float = 0.0
     ema: float | None = None
@@ -204,16 +205,16 @@ def compile_step(train_step: TrainStep, mesh: jax.sharding.Mesh) -> Any:
     return jax.jit(train_step, in_shardings=(replicated, sharded), out_shardings=replicated, donate_argnums=0)
 
 
-def compile_steps(train_step: TrainStep, mesh: jax.sharding.Mesh, limit: int) -> Any:
+def compile_steps(mesh: jax.sharding.Mesh, limit: int) -> Any:
     """Jits many updates over data that stay on the devices, for data sets small enough to be held there.
 
     Args:
-        train_step: the update.
         mesh: devices; the batch of each update is sharded over the first axis.
         limit: most updates of one call.
 
     Returns:
-        A compiled ``(state, data, order, window) -> (state, metrics)``: ``data`` the whole set as
+        A compiled ``(train_step, state, data, order, window) -> (state, metrics)``: ``train_step`` the update as
+        ``Partial(function, *arrays)``, compiled once for each function; ``data`` the whole set as
         ``{"image": uint8 (M, H, W, C), "label": int32 (M,)}``, ``order`` int32 (limit, N) the rows of each batch,
         ``window`` int32 (2,) the first of these batches and how many. Metrics are arrays of ``limit`` values, of
         which the first so many mean something. The window is traced: any number of updates is one compilation.
@@ -221,7 +222,7 @@ def compile_steps(train_step: TrainStep, mesh: jax.sharding.Mesh, limit: int) ->
     replicated = NamedSharding(mesh, PartitionSpec())
     sharded = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
 
-    def many(state: TrainState, data: Batch, order: jax.Array, window: jax.Array):
+    def many(train_step: Partial, state: TrainState, data: Batch, order: jax.Array, window: jax.Array):
         first, count = window
 
         def body(i: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
@@ -234,4 +235,4 @@ def compile_steps(train_step: TrainStep, mesh: jax.sharding.Mesh, limit: int) ->
         history = {name: jnp.zeros(limit, jnp.float32) for name in METRICS}
         return jax.lax.fori_loop(0, count, body, (state, history))
 
-    return jax.jit(many, in_shardings=replicated, out_shardings=replicated, donate_argnums=0)
+    return jax.jit(many, in_shardings=replicated, out_shardings=replicated, donate_argnums=1)
