@@ -1,0 +1,131 @@
+"""Many runs in one process: those that differ only in numbers share a program, all share the images on the devices.
+
+`fit` compiles a program for every run, which takes minutes on a GPU. Here seed, length and rates are its arguments.
+Runs are short: nothing is saved on the way, and weights are measured when asked for.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.tree_util import Partial
+
+from train.data import DataConfig, Dataset, open_dataset, steps_per_epoch
+from train.fit.config import TrainConfig, validate
+from train.fit.distributed import Placement, check_batch
+from train.fit.feed import Feed, open_feed
+from train.fit.network import initial_network
+from train.fit.session import abstract_network, optimizer_of, train_step_of
+from train.fit.step import Batch, Metrics, TrainState, Tree, initial_state, split_model
+from train.fit.validation import Validator
+
+
+class Numbers(NamedTuple):
+    """In what the runs of one program may differ: fields of `TrainConfig` and `OptimConfig`, which may be traced."""
+
+    seed: Any
+    epochs: Any
+    lr: Any
+    warmup_epochs: Any
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> "Numbers":
+        """Those of a run."""
+        floats = (config.epochs, config.optim.lr, config.optim.warmup_epochs)
+        return cls(np.int32(config.seed), *map(np.float32, floats))
+
+    def put_into(self, config: TrainConfig) -> TrainConfig:
+        """A configuration with these numbers."""
+        optim = dataclasses.replace(config.optim, lr=self.lr, warmup_epochs=self.warmup_epochs)
+        return dataclasses.replace(config, seed=self.seed, epochs=self.epochs, optim=optim)
+
+
+class Program:
+    """A network, its update and its measurement.
+
+    Args:
+        config: any run of it.
+        dataset: its data.
+
+    Attributes:
+        dataset: its data.
+        per_epoch: updates in an epoch.
+    """
+
+    def __init__(self, config: TrainConfig, dataset: Dataset):
+        check_batch(config.batch, config.accumulate, jax.device_count())
+        self.dataset, self.per_epoch = dataset, steps_per_epoch(dataset, config.batch)
+        self._config, self._model = config, abstract_network(config, dataset.num_classes)
+        validator = Validator(self._model, dataset, batch=config.batch // config.accumulate)
+        self.measure = functools.partial(validator, progress=lambda share: None)
+
+    def update(self, numbers: Numbers, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """One update of the run with these numbers."""
+        step = train_step_of(numbers.put_into(self._config), self.dataset, self._model, self.per_epoch)
+        return step(state, batch)
+
+    def network(self, params: Tree, stats: Tree) -> nnx.Module:
+        """The network with weights, in evaluation mode."""
+        model = nnx.merge(split_model(self._model)[0], params, stats)
+        model.eval()
+        return model
+
+
+class Sweep:
+    """Makes runs, one after the other.
+
+    Args:
+        open_data: finds the data of a configuration.
+    """
+
+    def __init__(self, open_data: Callable[[DataConfig], Dataset] = open_dataset):
+        self._open_data = open_data
+        self._placement = Placement.of_all_devices()
+        self._programs: dict[TrainConfig, Program] = {}
+        self._feeds: dict[tuple[DataConfig, int], Feed] = {}
+
+    def program(self, config: TrainConfig) -> Program:
+        """The program that a run shares with others.
+
+        Raises:
+            CommandError: a configuration that cannot be, or a batch that the devices cannot share.
+        """
+        validate(config)
+        key = Numbers(0, 1, 1, 0).put_into(config)
+        if key not in self._programs:
+            self._programs[key] = Program(config, self._open_data(config.data))
+        return self._programs[key]
+
+    def train(self, config: TrainConfig, start: TrainState | None = None) -> tuple[TrainState, float]:
+        """Makes a run.
+
+        Args:
+            config: the run.
+            start: whose weights to start from, instead of the run's own.
+
+        Returns:
+            The last state, and the mean loss of the last epoch.
+        """
+        program = self.program(config)
+        first = (
+            split_model(initial_network(config, program.dataset))[1:] if start is None else (start.params, start.stats)
+        )
+        optimizer = optimizer_of(config, program.per_epoch)
+        state = self._placement.everywhere(initial_state(*first, optimizer, ema=config.optim.ema is not None))
+        update = Partial(program.update, Numbers.of(config))
+        # How images are varied is the update's affair.
+        images = dataclasses.replace(config.data, augment="none"), config.batch
+        feed = open_feed(config, update, program.dataset, self._placement, like=self._feeds.get(images))
+        self._feeds[images] = feed
+        step, losses = 0, []
+        while step < program.per_epoch * config.epochs:
+            state, metrics, count = feed.advance(state, step, program.per_epoch)
+            step += count
+            losses.append(jnp.atleast_1d(metrics["loss"])[:count])
+        feed.close()
+        return state, float(jnp.concatenate(losses)[-program.per_epoch :].mean())
