@@ -1,14 +1,14 @@
 """The CIFAR-10 study: its bookkeeping, its schedule, and the page that publishes it."""
 
 import json
-import math
 from pathlib import Path
 
-import jax.numpy as jnp
 import pytest
 
 from examples import cifar10_tables as tables
-from examples.cifar10_study import Study, finished, main, runs_of, schedule
+from examples.cifar10_study import Study, config_of, finished, main, runs_of
+from train.fit.config import validate
+from train.fit.optim import OptimConfig
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -78,11 +78,28 @@ def test_a_study_knows_its_finished_runs(tmp_path: Path) -> None:
     assert done not in set(runs_of(other, "resnet18", 4))
 
 
-def test_schedule_is_a_line_then_half_a_cosine() -> None:
-    peak, warmup, total = (jnp.float32(value) for value in (0.2, 4, 20))
-    for step in range(20):
-        want = 0.2 * (step + 1) / 4 if step < 4 else 0.1 * (1 + math.cos(math.pi * (step - 4) / 16))
-        assert float(schedule(step, peak, warmup, total)) == pytest.approx(want, rel=1e-5, abs=1e-7)
+@pytest.mark.parametrize(
+    ("model", "peak"), [("resnet18", 0.1), ("mobilenet_v2", 0.05), ("vgg16_bn", 0.05), ("alexnet", 0.01)]
+)
+def test_runs_have_the_recipe_that_the_page_states(tmp_path: Path, model: str, peak: float) -> None:
+    recipes = ("scratch", "finetune", "longer")
+    study = Study(data=tmp_path, output=tmp_path / "study.jsonl", recipes=recipes, batch=512)
+    for run in runs_of(study, model, 4):
+        config = config_of(run, study)
+        validate(config)
+        tuned = run.recipe == "finetune"
+        assert (config.model, config.seed, config.epochs, config.batch) == (run.spec, run.seed, run.epochs, run.batch)
+        assert config.optim == OptimConfig(
+            lr=pytest.approx(peak * 2 * (0.1 if tuned else 1)),
+            schedule="cosine",
+            warmup_epochs=0 if tuned else 2,
+            nesterov=True,
+            weight_decay=5e-4,
+            decay_all=False,
+        )
+        assert config.dtype == "bfloat16"
+        assert config.data.image_size == 64
+        assert (config.data.augment == "standard") == (run.augment == "shift")
 
 
 @pytest.mark.slow

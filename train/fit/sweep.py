@@ -19,8 +19,8 @@ from train.data import DataConfig, Dataset, open_dataset, steps_per_epoch
 from train.fit.config import TrainConfig, validate
 from train.fit.distributed import Placement, check_batch
 from train.fit.feed import Feed, open_feed
-from train.fit.network import initial_network
-from train.fit.session import abstract_network, optimizer_of, train_step_of
+from train.fit.network import abstract_network, initial_network
+from train.fit.session import optimizer_of, train_step_of
 from train.fit.step import Batch, Metrics, TrainState, Tree, initial_state, split_model
 from train.fit.validation import Validator
 
