@@ -17,7 +17,7 @@ from aa_flax.downsample import (
 from aa_flax.export import ExportedNetwork, export, load_exported
 from aa_flax.hub import load_from_hub, push_to_hub
 from aa_flax.inference import fold_batchnorm
-from aa_flax.models import ModelSpec, Network, create_model, list_models
+from aa_flax.models import ModelSpec, Network, create_model, list_models, register
 from aa_flax.platforms import traced_for
 from aa_flax.pooling import adaptive_avg_pool, avg_pool, max_blur_pool, max_pool
 from aa_flax.surgery import StridedOperation, SurgeryReport, antialias, find_strided
@@ -75,6 +75,7 @@ __all__ = [
     "push_to_hub",
     "read_config",
     "read_torch_checkpoint",
+    "register",
     "save_pretrained",
     "to_torch_state_dict",
     "traced_for",

@@ -26,9 +26,9 @@ def file_of(spec: str, **options: Any) -> dict[str, np.ndarray]:
 @functools.lru_cache(maxsize=4)
 def _file_of(spec: str, options: tuple[tuple[str, Any], ...]) -> dict[str, np.ndarray]:
     model = abstract_model(spec, **dict(options))
-    family, shapes, taps = type(model).__name__, shapes_of(model), model.spec.filter_size
-    sites = blur_sites(family, shapes, model.config) if taps else {}
-    state = formula.state_dict({rule.key: rule.torch_shape for rule in rules(family, shapes, sites.keys())})
+    shapes, taps = shapes_of(model), model.spec.filter_size
+    sites = blur_sites(model.spec, shapes) if taps else {}
+    state = formula.state_dict({rule.key: rule.torch_shape for rule in rules(model.spec, shapes, sites.keys())})
     for key in [key for key in state if key.endswith("running_var")]:
         state[key.replace("running_var", "num_batches_tracked")] = np.array(3)
     return state | {f"{place}.filt": filt(taps or 0, channels) for place, channels in sites.items()}

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from aa_flax.models.abstract import abstract_model
 from aa_flax.models.base import Network
 from aa_flax.models.create import create_model
-from aa_flax.models.registry import MODELS
+from aa_flax.models.layers import Builder
+from aa_flax.models.registry import family_of
 from aa_flax.models.specs import resolve_spec
 from aa_flax.models.variables import variables
 from aa_flax.weights.errors import CheckpointError
@@ -26,7 +27,7 @@ from aa_flax.weights.mapping import (
     to_torch_state_dict,
 )
 from aa_flax.weights.torch.layout import below_prefix, detect_layout
-from aa_flax.weights.torch.names import HEADS, STEMS, Rule, blur_sites, rules
+from aa_flax.weights.torch.names import Rule, blur_sites, module_name, rules
 from tests.state_files import file_of, filt, shapes_of
 
 TINY_DENSENET = {"depths": (2, 1, 1, 1), "growth_rate": 4, "num_init_features": 8, "num_classes": 5}
@@ -41,10 +42,9 @@ def shapes_by_name(spec: str) -> dict[str, tuple[int, ...]]:
 
 def names(spec: str, blurs: bool) -> dict[str, str]:
     """PyTorch's name of each of our variables."""
-    family, config = MODELS[spec]
-    shapes = shapes_by_name(spec)
-    sites = blur_sites(family.__name__, shapes, config) if blurs else {}
-    return {rule.path: rule.key for rule in rules(family.__name__, shapes, sites.keys())}
+    shapes, resolved = shapes_by_name(spec), resolve_spec(spec)
+    sites = blur_sites(resolved, shapes) if blurs else {}
+    return {rule.path: rule.key for rule in rules(resolved, shapes, sites.keys())}
 
 
 def values(model: Network) -> dict[str, np.ndarray]:
@@ -69,8 +69,8 @@ class TestNames:
 
     def test_alexnet_with_pool_only_lacks_a_relu(self):
         model = abstract_model("alexnet", pool_only=True)
-        sites = blur_sites("AlexNet", shapes_of(model), model.config)
-        keys = {rule.path: rule.key for rule in rules("AlexNet", shapes_of(model), sites.keys())}
+        sites = blur_sites(model.spec, shapes_of(model))
+        keys = {rule.path: rule.key for rule in rules(model.spec, shapes_of(model), sites.keys())}
         assert [keys[f"conv{i}.bias"] for i in range(1, 6)] == [f"features.{i}.bias" for i in (0, 3, 7, 9, 11)]
 
     def test_batch_norm_of_vgg_follows_its_convolution(self):
@@ -108,6 +108,25 @@ class TestNames:
         found = names(name, blurs)
         assert len(set(found.values())) == len(found)
 
+    @pytest.mark.parametrize(
+        ("spec", "options"),
+        [
+            ("alexnet", {}),
+            ("alexnet", {"pool_only": True}),
+            ("vgg11", {}),
+            ("resnet18", TINY_RESNET),
+            ("resnet50", {**TINY_RESNET, "width_per_group": 8, "groups": 2, "pool_only": False}),
+            ("resnet50", {**TINY_RESNET, "output_stride": 16}),
+            ("densenet121", {**TINY_DENSENET, "pool_only": False}),
+            ("mobilenet_v2", TINY_MOBILENET),
+        ],
+    )
+    def test_the_reference_blurs_where_the_network_does(self, spec: str, options: dict, monkeypatch):
+        channels, blur = [], Builder.blur
+        monkeypatch.setattr(Builder, "blur", lambda self, width: channels.append(width) or blur(self, width))
+        model = nnx.eval_shape(lambda: create_model(spec, rngs=nnx.Rngs(0), **options))
+        assert sorted(blur_sites(model.spec, shapes_of(model)).values()) == sorted(channels)
+
 
 class TestTensors:
     @settings(max_examples=50, deadline=None)
@@ -135,7 +154,8 @@ class TestTensors:
     def test_the_first_linear_of_alexnet_reads_a_map(self):
         """PyTorch flattens channels first: input c*36 + h*6 + w there is (h*6 + w)*256 + c here."""
         shapes = shapes_by_name("alexnet")
-        rule = next(rule for rule in rules("AlexNet", shapes, frozenset()) if rule.path == "fc6.kernel")
+        table = rules(resolve_spec("alexnet"), shapes, frozenset())
+        rule = next(rule for rule in table if rule.path == "fc6.kernel")
         assert (rule.key, rule.torch_shape, rule.shape) == ("classifier.1.weight", (4096, 9216), (9216, 4096))
         row = rule.from_torch(np.broadcast_to(np.arange(9216), (4096, 9216)))[:, 7]
         c, h, w = 100, 2, 5
@@ -145,7 +165,8 @@ class TestTensors:
         """`features.28.weight` is conv5_3 in the file, and would be conv5_1 in a file of the network asked for."""
         plain = names("vgg16", blurs=False)
         marks = {key: np.float32(i + 1) for i, key in enumerate(plain.values())}
-        shapes = {rule.key: rule.torch_shape for rule in rules("VGG", shapes_by_name("vgg16"), frozenset())}
+        table = rules(resolve_spec("vgg16"), shapes_by_name("vgg16"), frozenset())
+        shapes = {rule.key: rule.torch_shape for rule in table}
         state = {key: np.broadcast_to(mark, shapes[key]) for key, mark in marks.items()}
         model = convert_state_dict(state, "vgg16_lpf4")
         for path, variable in variables(model).items():
@@ -293,11 +314,12 @@ class TestStartOfFineTuning:
         with pytest.raises(CheckpointError, match=r"left over(.|\n)*another head than this network.*--skip-head"):
             convert_state_dict(state, spec, **options)
         model = convert_state_dict(state, spec, skip_head=True, **{**options, "num_classes": 3})
-        assert values(model)[f"{HEADS[type(model).__name__]}.kernel"].shape[1] == 3
+        assert values(model)[f"{model.last_linear}.kernel"].shape[1] == 3
 
     def test_the_layers_before_the_head_of_alexnet_and_vgg_stay_needed(self):
         shapes = shapes_by_name("alexnet")
-        state = {rule.key: np.broadcast_to(np.float32(1), rule.torch_shape) for rule in rules("AlexNet", shapes, set())}
+        table = rules(resolve_spec("alexnet"), shapes, set())
+        state = {rule.key: np.broadcast_to(np.float32(1), rule.torch_shape) for rule in table}
         for leaf in ("weight", "bias"):
             state[f"classifier.6.1.{leaf}"] = state.pop(f"classifier.6.{leaf}")
         convert_state_dict(state, "alexnet_plain", skip_head=True, num_classes=3)
@@ -374,12 +396,10 @@ class TestContradictions:
         shapes = shapes_by_name("alexnet")
         configs = {"pool_only": {"pool_only": True}, "relu_first": {"relu_first": False}}
         for told, options in configs.items():
-            config = abstract_model("alexnet", **options).config
-            sites = blur_sites("AlexNet", shapes, config)
-            state = {
-                rule.key: np.broadcast_to(np.float32(1), rule.torch_shape)
-                for rule in rules("AlexNet", shapes, sites.keys())
-            }
+            spec = resolve_spec("alexnet", **options)
+            sites = blur_sites(spec, shapes)
+            table = rules(spec, shapes, sites.keys())
+            state = {rule.key: np.broadcast_to(np.float32(1), rule.torch_shape) for rule in table}
             state |= {f"{place}.filt": filt(4, channels) for place, channels in sites.items()}
             with pytest.raises(CheckpointError, match=f"{told}={options[told]}"):
                 convert_state_dict(state, "alexnet")
@@ -459,11 +479,9 @@ class TestPrefixes:
 class TestInputChannels:
     @pytest.mark.parametrize("name", ["alexnet", "vgg11_bn", "resnet18", "densenet121", "mobilenet_v2"])
     def test_the_stem_of_every_family(self, name: str):
-        family = MODELS[name][0].__name__
-        rule = next(r for r in rules(family, shapes_by_name(name), set()) if r.key == f"{STEMS[family]}.weight")
-        assert rule.torch_shape[1] == 3
-        reading = [r.key for r in rules(family, shapes_by_name(name), set()) if r.torch_shape[1:2] == (3,)]
-        assert reading == [rule.key]
+        spec = resolve_spec(name)
+        reading = [r.key for r in rules(spec, shapes_by_name(name), set()) if r.torch_shape[1:2] == (3,)]
+        assert reading == [f"{module_name(family_of(name).network.first_conv, spec)}.weight"]
 
     @pytest.mark.parametrize("dtype", [np.float32, np.float16])
     def test_kernels(self, dtype: Any):

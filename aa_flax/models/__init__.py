@@ -2,6 +2,19 @@
 
 from aa_flax.models.base import ModelSpec, Network
 from aa_flax.models.create import create_model
-from aa_flax.models.registry import list_models
+from aa_flax.models.family import Family, Recipe, TorchNames
+from aa_flax.models.layers import Builder, Stack
+from aa_flax.models.registry import list_models, register
 
-__all__ = ["ModelSpec", "Network", "create_model", "list_models"]
+__all__ = [
+    "Builder",
+    "Family",
+    "ModelSpec",
+    "Network",
+    "Recipe",
+    "Stack",
+    "TorchNames",
+    "create_model",
+    "list_models",
+    "register",
+]

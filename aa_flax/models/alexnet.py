@@ -11,6 +11,7 @@ from flax import nnx
 
 from aa_flax.downsample import Downsample
 from aa_flax.models.base import Network
+from aa_flax.models.family import Family, Recipe, TorchNames
 from aa_flax.models.initialisers import torch_default, torch_default_bias
 from aa_flax.models.layers import Builder
 from aa_flax.pooling import adaptive_avg_pool, global_avg_pool, max_pool
@@ -47,6 +48,7 @@ class AlexNet(Network):
     """
 
     first_conv: ClassVar = "conv1"
+    last_linear: ClassVar = "fc8"
     antialias_slots: ClassVar = {"stem_blur": "conv1", "blur1": 2, "blur2": 2, "blur5": 2}
 
     def __init__(self, config: AlexNetConfig, *, num_classes: int, in_channels: int, build: Builder):
@@ -106,3 +108,30 @@ class AlexNet(Network):
         x = jax.nn.relu(self.fc6(self.dropout(x, rngs=rngs)))
         x = jax.nn.relu(self.fc7(self.dropout(x, rngs=rngs)))
         return self.fc8(x)
+
+
+def torch_names(config: AlexNetConfig) -> TorchNames:
+    """PyTorch's names of a network."""
+    stem = {} if config.pool_only else {"features.2" if config.relu_first else "features.1": "conv1"}
+    pools = (2, 6, 14) if config.pool_only else (4, 8, 16)
+    convs = zip(("conv1", "conv2", "conv3", "conv4", "conv5"), (0, 3, 6, 8, 10), strict=True)
+    linears = zip(("fc6", "fc7", "fc8"), (1, 4, 6), strict=True)
+    return TorchNames(
+        modules=(
+            *((ours, f"features.{place}") for ours, place in convs),
+            *((ours, f"classifier.{place}") for ours, place in linears),
+        ),
+        blurs=stem | {f"features.{p}": conv for p, conv in zip(pools, ("conv1", "conv2", "conv5"), strict=True)},
+        # With pool_only the reference drops the ReLU of conv1.
+        absent=("features.1",) if config.pool_only else (),
+        flattened=("fc6", "conv5"),
+    )
+
+
+FAMILY = Family(
+    network=AlexNet,
+    configs=CONFIGS,
+    torch=torch_names,
+    placements={"pool_only": (True, False), "relu_first": (True, False)},
+    recipe=Recipe(lr=0.01),
+)

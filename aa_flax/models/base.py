@@ -46,15 +46,19 @@ class Network(nnx.Module):
         spec: what builds the network again, :func:`aa_flax.create_model` and every function that changes a network
             see to it; None where a function made of it what no spec describes.
         changed_by: the function that did.
-        first_conv: the attribute that reads the images, such as ``stem.conv``.
+        config: its configuration, a row of its family.
+        first_conv: the convolution that reads the images, such as ``stem.conv``.
+        last_linear: the layer that gives the logits.
         provenance: what is known of its weights, set by :func:`aa_flax.load_pretrained`; None for fresh ones.
     """
 
     spec: ModelSpec | None = None
     changed_by: str = ""
+    config: Any = None
     provenance: Any = None
 
-    first_conv: ClassVar[str | None] = None
+    first_conv: ClassVar[str] = ""
+    last_linear: ClassVar[str] = ""
 
     def feature_pyramid(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> tuple[jax.Array, ...]:
         """The last map of each resolution, for detectors, segmentation and the like.
@@ -112,6 +116,6 @@ class Network(nnx.Module):
     def image_channels(self) -> int | None:
         """Channels of the images that the network takes; None where they cannot be told."""
         # The layer knows better than the spec: people put another one in its place, for depth or infrared.
-        path = [] if self.first_conv is None else self.first_conv.split(".")
+        path = self.first_conv.split(".") if self.first_conv else []
         first = functools.reduce(lambda layer, name: getattr(layer, name, None), path, self)
         return getattr(first, "in_features", None)

@@ -9,7 +9,7 @@ from flax import nnx
 from aa_flax.models.base import ModelSpec, Network
 from aa_flax.models.folding import fold
 from aa_flax.models.layers import Builder
-from aa_flax.models.registry import MODELS
+from aa_flax.models.registry import family_of
 from aa_flax.models.specs import common_options, config_of, resolve_spec
 
 _DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64)
@@ -38,8 +38,10 @@ def build_model(
         frozen_bn=common.frozen_bn,
         rngs=rngs,
     )
-    family = MODELS[spec.name][0]
-    model = family(config_of(spec), num_classes=spec.num_classes, in_channels=spec.in_channels, build=build)
+    network: Any = family_of(spec.name).network
+    config = config_of(spec)
+    model: Network = network(config, num_classes=spec.num_classes, in_channels=spec.in_channels, build=build)
+    model.config = config
     if common.folded_bn:
         model = fold(model, example_images(spec.in_channels))
     model.spec = spec

@@ -12,6 +12,7 @@ from flax import nnx
 from jax.nn.initializers import zeros
 
 from aa_flax.models.base import Network
+from aa_flax.models.family import Family, TorchNames
 from aa_flax.models.initialisers import he_fan_in
 from aa_flax.models.layers import Builder, dense_max
 from aa_flax.pooling import avg_pool, global_avg_pool, max_pool
@@ -104,6 +105,7 @@ class DenseNet(Network):
     """
 
     first_conv: ClassVar = "conv0"
+    last_linear: ClassVar = "classifier"
     antialias_slots: ClassVar = {"stem_blur": "conv0", "pool_blur": 2}
 
     def __init__(self, config: DenseNetConfig, *, num_classes: int, in_channels: int, build: Builder):
@@ -147,3 +149,16 @@ class DenseNet(Network):
     def _logits(self, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
         x = global_avg_pool(x)
         return x if self.classifier is None else self.classifier(x)
+
+
+def torch_names(config: DenseNetConfig) -> TorchNames:
+    """PyTorch's names of a network."""
+    stem = ("pool0",) if config.pool_only else ("ds0", "pool0")
+    transitions = {f"features.transition{i}.pool": f"transition{i}.conv" for i in range(1, len(config.depths))}
+    return TorchNames(
+        modules=((r"(?!classifier)(.*)", r"features.\1"),),
+        blurs={f"features.{place}": "conv0" for place in stem} | transitions,
+    )
+
+
+FAMILY = Family(network=DenseNet, configs=CONFIGS, torch=torch_names, placements={"pool_only": (True, False)})

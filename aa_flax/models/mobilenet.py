@@ -11,6 +11,7 @@ from flax import nnx
 from jax.nn.initializers import zeros
 
 from aa_flax.models.base import Network
+from aa_flax.models.family import Family, Recipe, TorchNames
 from aa_flax.models.initialisers import normal
 from aa_flax.models.layers import Builder, Stack
 from aa_flax.pooling import global_avg_pool
@@ -40,6 +41,11 @@ class MobileNetV2Config:
 
 
 CONFIGS = {"mobilenet_v2": MobileNetV2Config()}
+
+
+def block_rows() -> list[tuple[int, int, int]]:
+    """Expansion, width and stride of each block."""
+    return [(e, width, stride if i == 0 else 1) for e, width, repeats, stride in STAGES for i in range(repeats)]
 
 
 def _multiple_of_8(width: float) -> int:
@@ -100,21 +106,19 @@ class MobileNetV2(Network):
     """
 
     first_conv: ClassVar = "stem.conv"
+    last_linear: ClassVar = "classifier"
 
     def __init__(self, config: MobileNetV2Config, *, num_classes: int, in_channels: int, build: Builder):
         width = int if build.antialiased else _multiple_of_8
-        self.config = config
         channels = width(32 * config.width_mult)
         if width(16 * config.width_mult) < 1:
             raise ValueError(f"width_mult must leave at least one channel, got {config.width_mult}")
         self.stem = ConvBN(in_channels, channels, 3, 2, build=build)
         blocks = []
-        for expansion, base, repeats, first_stride in STAGES:
+        for expansion, base, stride in block_rows():
             cout = width(base * config.width_mult)
-            for i in range(repeats):
-                stride = first_stride if i == 0 else 1
-                blocks.append(InvertedResidual(channels, cout, stride, expansion, build=build))
-                channels = cout
+            blocks.append(InvertedResidual(channels, cout, stride, expansion, build=build))
+            channels = cout
         self.blocks = Stack(blocks, start=1)
         last = width(1280 * max(1.0, config.width_mult))
         self.head = ConvBN(channels, last, 1, build=build)
@@ -137,3 +141,40 @@ class MobileNetV2(Network):
     def _logits(self, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
         x = global_avg_pool(x)
         return x if self.classifier is None else self.classifier(self.dropout(x, rngs=rngs))
+
+
+def torch_names(config: MobileNetV2Config) -> TorchNames:
+    """PyTorch's names of a network, in which all but the classifier is one `Sequential` of such."""
+    rows = block_rows()
+    strided = [i for i, (_, _, stride) in enumerate(rows, 1) if stride > 1]
+    last = len(rows) + 1
+    return TorchNames(
+        modules=(
+            (r"stem\.conv", "features.0.0"),
+            (r"stem\.bn", "features.0.1"),
+            # The first block expands by 1 and therefore has no expansion.
+            (r"blocks\.1\.depthwise\.conv", "features.1.conv.0.0"),
+            (r"blocks\.1\.depthwise\.bn", "features.1.conv.0.1"),
+            (r"blocks\.1\.project\.conv", "features.1.conv.1"),
+            (r"blocks\.1\.project\.bn", "features.1.conv.2"),
+            (r"blocks\.(\d+)\.expand\.conv", r"features.\1.conv.0.0"),
+            (r"blocks\.(\d+)\.expand\.bn", r"features.\1.conv.0.1"),
+            (r"blocks\.(\d+)\.depthwise\.conv", r"features.\1.conv.1.0"),
+            (r"blocks\.(\d+)\.depthwise\.bn", r"features.\1.conv.1.1"),
+            (r"blocks\.(\d+)\.project\.conv", r"features.\1.conv.2"),
+            (r"blocks\.(\d+)\.project\.bn", r"features.\1.conv.3"),
+            (r"head\.conv", f"features.{last}.0"),
+            (r"head\.bn", f"features.{last}.1"),
+            (r"classifier", "classifier.1"),
+        ),
+        blurs={f"features.{i}.conv.2": f"blocks.{i}.depthwise.conv" for i in strided},
+        absent=("classifier.0",),  # the reference has no dropout in front of the last layer
+    )
+
+
+FAMILY = Family(
+    network=MobileNetV2,
+    configs=CONFIGS,
+    torch=torch_names,
+    recipe=Recipe(lr=0.05, schedule="cosine_epochs", weight_decay=4e-5, epochs=150),
+)

@@ -5,6 +5,7 @@ He et al. 2015 (arXiv 1512.03385), Xie et al. 2016 (arXiv 1611.05431), Zagoruyko
 """
 
 import dataclasses
+import itertools
 from typing import ClassVar, Literal
 
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from aa_flax.models.base import Network
+from aa_flax.models.family import Family, TorchNames
 from aa_flax.models.layers import Builder, Stack, dense_max
 from aa_flax.pooling import global_avg_pool, max_pool
 
@@ -149,6 +151,7 @@ class ResNet(Network):
     """
 
     first_conv: ClassVar = "conv1"
+    last_linear: ClassVar = "fc"
     antialias_slots: ClassVar = {"stem_blur": "conv1", "pool_blur": 2}
 
     def __init__(self, config: ResNetConfig, *, num_classes: int, in_channels: int, build: Builder):
@@ -203,3 +206,28 @@ class ResNet(Network):
     def _logits(self, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
         x = global_avg_pool(x)
         return x if self.fc is None else self.fc(x)
+
+
+def torch_names(config: ResNetConfig) -> TorchNames:
+    """PyTorch's names of a network."""
+    before, last = ("conv1", "conv2") if config.block == "basic" else ("conv2", "conv3")
+    stem = ("maxpool.1",) if config.pool_only else ("maxpool.0", "maxpool.2")
+    blurs: dict[str, str] = dict.fromkeys(stem, "conv1")
+    for stage, dilated in enumerate(dilated_stages(config), 2):
+        if not dilated:
+            blurs[f"layer{stage}.0.{last}.0"] = f"layer{stage}.0.{before}"
+            blurs[f"layer{stage}.0.downsample.0"] = f"layer{stage - 1}.{config.depths[stage - 2] - 1}.{last}"
+    shortcut = (r"(.*)\.downsample\.conv", r"\1.downsample.0"), (r"(.*)\.downsample\.bn", r"\1.downsample.1")
+    return TorchNames(modules=shortcut, blurs=blurs)
+
+
+FAMILY = Family(
+    network=ResNet,
+    configs=CONFIGS,
+    torch=torch_names,
+    placements={
+        "pool_only": (True, False),
+        "output_stride": (32, 16, 8),
+        "replace_stride_with_dilation": tuple(itertools.product((False, True), repeat=3)),
+    },
+)

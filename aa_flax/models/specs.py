@@ -1,7 +1,6 @@
 """How a name and options become a checked specification of a network, a :class:`ModelSpec`."""
 
 import dataclasses
-import difflib
 import math
 import re
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -10,7 +9,7 @@ import numpy as np
 
 from aa_flax.blurpool import canonical_pad_type
 from aa_flax.models.base import ModelSpec
-from aa_flax.models.registry import MODELS
+from aa_flax.models.registry import family_of
 
 DEFAULT_FILTER_SIZE = 4
 
@@ -39,11 +38,8 @@ def parse_spec(spec: str) -> tuple[str, int | None]:
     """
     match = re.fullmatch(r"(?P<name>.+?)(?:_lpf(?P<taps>\d+)|_(?P<plain>plain))?", spec)
     name = match["name"] if match else spec
-    if match is None or name not in MODELS:
-        close = difflib.get_close_matches(name, MODELS, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(close)}?" if close else "aa_flax.list_models() lists them"
-        raise ValueError(f"unknown network {spec!r}: {hint}")
-    if match["plain"]:
+    family_of(name, asked=spec)
+    if match is None or match["plain"]:
         return name, None
     taps = DEFAULT_FILTER_SIZE if match["taps"] is None else int(match["taps"])
     if taps < 1:
@@ -53,7 +49,7 @@ def parse_spec(spec: str) -> tuple[str, int | None]:
 
 def default_options(name: str) -> dict[str, Any]:
     """The options of one network and their values where none is given."""
-    rows = (CommonOptions(), MODELS[name][1])
+    rows = (CommonOptions(), family_of(name).configs[name])
     return {field.name: getattr(row, field.name) for row in rows for field in dataclasses.fields(row)}
 
 
@@ -64,7 +60,7 @@ def common_options(spec: ModelSpec) -> CommonOptions:
 
 def config_of(spec: ModelSpec) -> Any:
     """The configuration of a network within its family (``model.config``)."""
-    return _with_options(MODELS[spec.name][1], spec)
+    return _with_options(family_of(spec.name).configs[spec.name], spec)
 
 
 def _with_options(row: Any, spec: ModelSpec) -> Any:
@@ -96,7 +92,7 @@ def _plain(value: Any) -> Any:
 
 def _check_option(name: str, option: str, value: Any, default: Any) -> None:
     """Refuses what is of another type or length than the option's default, is no choice, or makes no network."""
-    kinds = get_type_hints(CommonOptions) | get_type_hints(type(MODELS[name][1]))
+    kinds = get_type_hints(CommonOptions) | get_type_hints(type(family_of(name).configs[name]))
     choices = get_args(kinds[option]) if get_origin(kinds[option]) is Literal else ()
     if choices and not any(_is_like(value, choice) and value == choice for choice in choices):
         raise ValueError(f"{option} must be one of {', '.join(map(str, choices))}, got {value!r}")

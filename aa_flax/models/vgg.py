@@ -11,6 +11,7 @@ from flax import nnx
 from jax.nn.initializers import zeros
 
 from aa_flax.models.base import Network
+from aa_flax.models.family import Family, Recipe, TorchNames
 from aa_flax.models.initialisers import normal
 from aa_flax.models.layers import Builder, dense_max
 from aa_flax.pooling import adaptive_avg_pool, global_avg_pool, max_pool
@@ -38,7 +39,7 @@ DEPTHS = {
     "vgg19": (2, 2, 4, 4, 4),
 }
 CONFIGS = {name: VGGConfig(depths=depths) for name, depths in DEPTHS.items()}
-CONFIGS |= {f"{name}_bn": VGGConfig(depths=depths, batch_norm=True) for name, depths in DEPTHS.items()}
+CONFIGS_BN = {f"{name}_bn": VGGConfig(depths=depths, batch_norm=True) for name, depths in DEPTHS.items()}
 
 
 class VGG(Network):
@@ -54,6 +55,7 @@ class VGG(Network):
     """
 
     first_conv: ClassVar = "conv1_1"
+    last_linear: ClassVar = "fc8"
     antialias_slots: ClassVar = {f"blur{stage}": 2 for stage in range(1, 6)}
 
     def __init__(self, config: VGGConfig, *, num_classes: int, in_channels: int, build: Builder):
@@ -96,3 +98,22 @@ class VGG(Network):
         x = self.dropout(jax.nn.relu(self.fc6(x)), rngs=rngs)
         x = self.dropout(jax.nn.relu(self.fc7(x)), rngs=rngs)
         return self.fc8(x)
+
+
+def torch_names(config: VGGConfig) -> TorchNames:
+    """PyTorch's names of a network: in a row convolution, [batch norm,] ReLU, and a pool after each stage."""
+    modules, blurs = [("fc6", "classifier.0"), ("fc7", "classifier.3"), ("fc8", "classifier.6")], {}
+    place = 0
+    for stage, depth in enumerate(config.depths, 1):
+        for i in range(1, depth + 1):
+            modules.append((f"conv{stage}_{i}", f"features.{place}"))
+            modules.append((f"bn{stage}_{i}", f"features.{place + 1}"))
+            place += 3 if config.batch_norm else 2
+        # The blur stands behind the pool of its stage and the blurs of those before.
+        blurs[f"features.{place + stage}"] = f"conv{stage}_{depth}"
+        place += 1
+    return TorchNames(modules=tuple(modules), blurs=blurs, flattened=("fc6", f"conv5_{config.depths[-1]}"))
+
+
+FAMILY = Family(network=VGG, configs=CONFIGS, torch=torch_names, recipe=Recipe(lr=0.01))
+FAMILY_BN = Family(network=VGG, configs=CONFIGS_BN, torch=torch_names, recipe=Recipe(lr=0.05))

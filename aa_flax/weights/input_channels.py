@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from aa_flax.models.registry import MODELS
-from aa_flax.models.specs import parse_spec
+from aa_flax.models.registry import family_of
+from aa_flax.models.specs import resolve_spec
 from aa_flax.weights.torch.layout import clean_names
-from aa_flax.weights.torch.names import STEMS
+from aa_flax.weights.torch.names import module_name
 
 
 def with_input_channels(state: Mapping[str, Any], spec: str, channels: int) -> dict[str, np.ndarray]:
@@ -32,7 +32,8 @@ def with_input_channels(state: Mapping[str, Any], spec: str, channels: int) -> d
         ValueError: there is no such network.
     """
     tensors = clean_names(state)
-    key = f"{STEMS[MODELS[parse_spec(spec)[0]][0].__name__]}.weight"
+    wanted = resolve_spec(spec)
+    key = f"{module_name(family_of(wanted.name).network.first_conv, wanted)}.weight"
     kernel = tensors.get(key)
     if kernel is not None and kernel.ndim == 4 and kernel.shape[1] not in (0, channels):
         tensors[key] = spread(kernel.astype(np.float64), channels).astype(kernel.dtype)

@@ -5,7 +5,7 @@ from flax import nnx
 
 from aa_flax.models.abstract import Dtype, build_abstract, fresh_values
 from aa_flax.models.base import ModelSpec
-from aa_flax.models.registry import MODELS
+from aa_flax.models.registry import family_of
 from aa_flax.models.variables import variables
 from aa_flax.weights.input_channels import spread
 
@@ -26,7 +26,7 @@ def refit(arrays: Arrays, spec: ModelSpec, wanted: ModelSpec, *, rngs: nnx.Rngs,
         param_dtype: their dtype.
     """
     before, after = ({k: tuple(v.shape) for k, v in variables(build_abstract(s)).items()} for s in (spec, wanted))
-    stem = f"{MODELS[spec.name][0].first_conv}.kernel"
+    stem = f"{family_of(spec.name).network.first_conv}.kernel"
     kept = {path: array for path, array in arrays.items() if path in after or path not in before}
     if before[stem] != after[stem] and stem in kept and kept[stem].shape == before[stem]:
         wide = spread(np.moveaxis(kept[stem].astype(np.float64), (3, 2), (0, 1)), wanted.in_channels)

@@ -65,7 +65,7 @@ def counterparts(model: Network, filters: set[str]) -> dict[str, str]:
     """PyTorch's name of each of our modules that it has too, by our path, in no order."""
     family = type(model).__name__
     shapes = {path: tuple(variable.shape) for path, variable in variables(model).items()}
-    pairs = {rule.path.rpartition(".")[0]: rule.key.rpartition(".")[0] for rule in rules(family, shapes, filters)}
+    pairs = {rule.path.rpartition(".")[0]: rule.key.rpartition(".")[0] for rule in rules(model.spec, shapes, filters)}
     if family in _BLOCKS:
         pattern, name = _BLOCKS[family]
         for path, node in nnx.iter_graph(model):

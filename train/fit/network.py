@@ -19,9 +19,6 @@ from train.errors import CommandError
 from train.fit.config import TrainConfig
 from train.networks import refuse_run
 
-# The last linear layer of each family.
-HEADS = ("fc.", "fc8.", "classifier.")
-
 log = logging.getLogger(__name__)
 
 
@@ -77,13 +74,14 @@ def initial_network(config: TrainConfig, dataset: Dataset) -> Network:
     except (ValueError, OSError) as error:
         raise CommandError(f"--init {config.init}: {' '.join(str(error).split())}") from error
     found, wanted = variables(source), variables(model)
+    head = f"{model.last_linear}."
     classes = spec_of(source, "fit --init").num_classes
     if not config.new_head and classes != num_classes:
         raise CommandError(
             f"--init {config.init} has {classes} classes, the data have {num_classes}: "
             "add --new-head to start the classifier afresh"
         )
-    kept = {name: v for name, v in wanted.items() if not (config.new_head and name.startswith(HEADS))}
+    kept = {name: v for name, v in wanted.items() if not (config.new_head and name.startswith(head))}
     for name, variable in kept.items():
         if name not in found or found[name].shape != variable.shape:
             shape = found[name].shape if name in found else "nothing"
@@ -97,7 +95,7 @@ def initial_network(config: TrainConfig, dataset: Dataset) -> Network:
     order = None if config.new_head else _class_order(config, said.class_names, dataset.class_names)
     for name, variable in kept.items():
         array = found[name][...]
-        taken = array[..., jnp.array(order)] if order and name.startswith(HEADS) else array
+        taken = array[..., jnp.array(order)] if order and name.startswith(head) else array
         variable.set_value(jnp.array(taken, variable.dtype, copy=True))
     return model
 

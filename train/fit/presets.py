@@ -1,23 +1,15 @@
-"""Recipes: what `--preset NAME` sets, for each of the 23 networks."""
+"""Recipes: what `--preset NAME` sets, for each network, from its family's recipe."""
 
 import dataclasses
 from collections.abc import Callable
-from fnmatch import fnmatch
 
-from aa_flax.models.specs import parse_spec
+from aa_flax.models.registry import family_of
+from aa_flax.models.specs import default_options, parse_spec
 from train.data import DataConfig
 from train.errors import CommandError
 from train.fit.config import NetworkConfig, PresetName, TrainConfig
 from train.fit.optim import OptimConfig
 
-# Peak learning rates of Zhang 2019 for a batch of 256. Networks without normalisation need a small one.
-_LEARNING_RATES = (
-    ("alexnet", 0.01),
-    ("vgg*_bn", 0.05),
-    ("vgg*", 0.01),
-    ("mobilenet_v2", 0.05),
-    ("*", 0.1),
-)
 # The recipes made for one data set; all other data are trained on as ImageNet is.
 _RECIPES: dict[str, PresetName] = {"digits": "digits", "cifar10": "cifar10", "tfds_cifar10": "cifar10"}
 _DEFAULT_MODELS = {"digits": "mobilenet_v2_lpf4", "cifar10": "resnet18_lpf4"}
@@ -48,17 +40,11 @@ def recipe_for(data: DataConfig) -> PresetName:
     return _RECIPES.get(data.name, "zhang2019")
 
 
-def published_learning_rate(network: str) -> float:
-    """The peak learning rate of Zhang 2019 for a network's name, for a batch of 256."""
-    return next(rate for pattern, rate in _LEARNING_RATES if fnmatch(network, pattern))
-
-
 def _zhang2019(network: str) -> TrainConfig:
-    """Zhang 2019, as published: SGD, decay on everything, steps of 30 epochs; MobileNetV2 a cosine over 150."""
-    if network == "mobilenet_v2":
-        optim = OptimConfig(lr=0.05, schedule="cosine_epochs", weight_decay=4e-5)
-        return TrainConfig(epochs=150, optim=optim)
-    return TrainConfig(epochs=90, optim=OptimConfig(lr=published_learning_rate(network), drop_every=30))
+    """Zhang 2019, as published: SGD, decay on everything, mostly steps of 30 epochs; a family says what is its own."""
+    recipe = family_of(network).recipe
+    optim = OptimConfig(lr=recipe.lr, schedule=recipe.schedule, drop_every=30, weight_decay=recipe.weight_decay)
+    return TrainConfig(epochs=recipe.epochs, optim=optim)
 
 
 def _finetune(network: str) -> TrainConfig:
@@ -69,9 +55,9 @@ def _finetune(network: str) -> TrainConfig:
 
 def _modern(network: str) -> TrainConfig:
     """What large-batch training has settled on since; each part is justified in docs/training.md."""
-    residual = any(family in network for family in ("resnet", "resnext"))
+    residual = "zero_init_residual" in default_options(network)
     optim = OptimConfig(
-        lr=published_learning_rate(network) * 4,
+        lr=family_of(network).recipe.lr * 4,
         schedule="cosine",
         warmup_epochs=5,
         nesterov=True,
@@ -92,7 +78,7 @@ def _modern(network: str) -> TrainConfig:
 def _cifar10(network: str) -> TrainConfig:
     """CIFAR-10 in 30 epochs: one cosine with a short warm-up, stronger decay for the small data set."""
     optim = OptimConfig(
-        lr=published_learning_rate(network) / 2,
+        lr=family_of(network).recipe.lr / 2,
         schedule="cosine",
         warmup_epochs=2,
         nesterov=True,
@@ -105,13 +91,13 @@ def _cifar10(network: str) -> TrainConfig:
 def _digits(network: str) -> TrainConfig:
     """Scikit-learn's digits, enlarged to 32x32: seconds an epoch on any machine, nothing to download."""
     optim = OptimConfig(
-        lr=published_learning_rate(network) / 2,
+        lr=family_of(network).recipe.lr / 2,
         schedule="cosine",
         warmup_epochs=1,
         weight_decay=5e-4,
         decay_all=False,
     )
-    net = NetworkConfig(width_mult=0.5 if network == "mobilenet_v2" else None)
+    net = NetworkConfig(width_mult=0.5 if "width_mult" in default_options(network) else None)
     data = DataConfig(name="digits", augment="no_shift")
     return TrainConfig(epochs=12, batch=64, data=data, net=net, optim=optim)
 
