@@ -19,9 +19,9 @@ from flax import nnx
 
 from aa_flax import platforms as known
 from aa_flax.axes import per_axis
+from aa_flax.files import complete_or_not_at_all
 from aa_flax.local_paths import local_path
 from aa_flax.models.base import ModelSpec, Network
-from aa_flax.weights.directories import complete_or_not_at_all
 from aa_flax.weights.errors import CheckpointError
 from aa_flax.weights.json_file import read_json
 from aa_flax.weights.safetensors_file import read_safetensors, write_safetensors

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import tyro
 
 from train.errors import CommandError
-from train.files import require_local_paths
+from train.local_paths import require_local_paths
 
 BENCHMARKS = {
     "blurpool": "the operator, forward and backward, against convolutions and the PyTorch reference",

@@ -8,10 +8,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import aa_flax
+from aa_flax.files import complete_or_not_at_all
 from aa_flax.models.abstract import abstract_model
 from aa_flax.models.base import Network
 from aa_flax.weights.config import PretrainedConfig
-from aa_flax.weights.directories import complete_or_not_at_all
 from tests.foreign_networks import with_values
 
 

@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     announce(words)
     # Not before: these bring JAX with them.
     from aa_flax.printable import accept_any_text, printable
-    from train.files import require_local_paths
+    from train.local_paths import require_local_paths
 
     accept_any_text()
     module = importlib.import_module(COMMANDS[name].module)

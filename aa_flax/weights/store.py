@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from aa_flax.files import complete_or_not_at_all
 from aa_flax.local_paths import local_path
 from aa_flax.models.abstract import build_abstract
 from aa_flax.models.base import Network
 from aa_flax.models.specs import changed_spec, parse_spec, resolve_spec
 from aa_flax.models.variables import variables
 from aa_flax.weights.config import CONFIG_NAME, Preprocessing, PretrainedConfig, dump_config, read_config
-from aa_flax.weights.directories import complete_or_not_at_all
 from aa_flax.weights.errors import CheckpointError
 from aa_flax.weights.filling import fill, listing
 from aa_flax.weights.identity import spec_of

@@ -12,7 +12,7 @@ from aa_flax.weights.catalog import cache_directory
 from aa_flax.weights.config import Preprocessing
 from train.data.sources import ArraySource, ImageFolder, Source
 from train.errors import CommandError
-from train.files import require_local_paths
+from train.local_paths import require_local_paths
 
 NAMES = ("imagenet", "cifar10", "digits", "synthetic", "tfds_imagenet2012", "tfds_cifar10")
 

@@ -21,7 +21,7 @@ from train.errors import CommandError
 from train.evaluate.kept import keep_crops, keep_diagonal
 from train.evaluate.report import Evaluation, as_json, print_table
 from train.evaluate.scoring import Score, protocols_for, read_offsets, score, whole_batch
-from train.files import write_atomically
+from train.local_paths import write_atomically
 from train.networks import as_function, other_filter, refuse_run
 
 log = logging.getLogger(__name__)

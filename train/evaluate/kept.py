@@ -12,7 +12,7 @@ from aa_flax.consistency import Result
 from aa_flax.consistency.views import centre
 from train.data import Batch
 from train.errors import CommandError
-from train.files import write_atomically
+from train.local_paths import write_atomically
 
 DIAGONAL = ("probability", "best_other", "correct", "predictions")
 # What file systems take as a name, in bytes.

@@ -19,7 +19,7 @@ from train.data.class_names import readable_names
 from train.errors import CommandError
 from train.explain import pictures
 from train.explain.shift_views import Photo, View, choose_classes, look, read_photo
-from train.files import write_atomically
+from train.local_paths import write_atomically
 from train.networks import OpenedNetwork, as_function, open_network
 
 FILES = ("probabilities.png", "shifts.png", "shift.gif", "explain.json")

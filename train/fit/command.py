@@ -18,7 +18,6 @@ from train.data import DataConfig, Dataset, open_dataset, steps_per_epoch
 from train.data.channels import for_channels
 from train.environment import code
 from train.errors import CommandError
-from train.files import require_local_paths
 from train.fit.agreement import AgreedError, require_same, together
 from train.fit.checkpoint import quiet_storage_library
 from train.fit.config import TrainConfig, validate
@@ -34,6 +33,7 @@ from train.fit.rundir import claimed, default_run_dir
 from train.fit.runlog import check_log
 from train.fit.session import Session, open_session
 from train.fit.step import split_model
+from train.local_paths import require_local_paths
 
 Config = TrainConfig
 

@@ -13,10 +13,10 @@ from aa_flax.local_paths import local_path
 from aa_flax.models.specs import parse_spec, resolve_spec
 from train.data import DataConfig
 from train.errors import CommandError
-from train.files import require_local_paths
 from train.fit.distributed import LaunchConfig, check_launch
 from train.fit.optim import OptimConfig
 from train.fit.step import Remat
+from train.local_paths import require_local_paths
 
 PresetName = Literal["zhang2019", "finetune", "modern", "cifar10", "digits"]
 

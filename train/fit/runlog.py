@@ -11,8 +11,8 @@ from typing import Any
 
 from aa_flax.weights.json_file import parse_json, read_json
 from train.errors import CommandError
-from train.files import write_atomically
 from train.fit.config import LogConfig
+from train.local_paths import write_atomically
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from aa_flax.weights.json_file import read_json
 from aa_flax.weights.store import Preprocessing
 from train.data import ImageFolder, evaluation_batches, open_photos, reflect_margin
 from train.evaluate.scoring import protocols_for, score, whole_batch
-from train.files import write_atomically
+from train.local_paths import write_atomically
 from train.networks import as_function, open_network
 from train.reproduce.published_weights import Weights
 
