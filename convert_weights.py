@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from aa_flax.files import cache_directory, file_sha256
 from aa_flax.local_paths import local_path
 from aa_flax.models.abstract import abstract_model
 from aa_flax.models.base import ModelSpec, Network
@@ -138,7 +139,7 @@ def convert(options: argparse.Namespace) -> None:
         path = options.input or fetch(spec, options.training, step)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: " + ("it is no file" if path.exists() else "there is no such file"))
-        digest = catalog.sha256_of(path, step(f"hashing {path.name}"))
+        digest = file_sha256(path, step(f"hashing {path.name}"))
         check_output(options, digest, resolved)
         step(f"converting {path.name}")
         original = read_torch_checkpoint(path, key=options.key, prefix=options.prefix)
@@ -351,7 +352,7 @@ def print_catalog(pattern: str) -> None:
         checkpoint = e.file_name or "(torchvision's; the baseline)"
         print(f"{e.spec:<22} {e.training:<12} {e.top1:>8.2f} {e.consistency:>14.2f}  {checkpoint}")
     count = sum(e.url is not None for e in entries)
-    print(f"\n{count} checkpoints, {catalog.LICENSE}. Downloads go to {catalog.cache_directory()}")
+    print(f"\n{count} checkpoints, {catalog.LICENSE}. Downloads go to {cache_directory()}")
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from flax import nnx
 
 from aa_flax import platforms as known
 from aa_flax.axes import per_axis
-from aa_flax.files import complete_or_not_at_all
+from aa_flax.files import whole_directory
 from aa_flax.local_paths import local_path
 from aa_flax.models.base import ModelSpec, Network
 from aa_flax.weights.errors import CheckpointError
@@ -249,7 +249,7 @@ def _write(directory: Path, program: bytes, arrays: dict[str, np.ndarray], descr
     described["sha256"] = hashlib.sha256(program).hexdigest()
     if directory.exists() and not directory.is_dir():
         raise FileExistsError(f"{directory}: it is a file; give a directory to write into")
-    with complete_or_not_at_all(directory, last=DESCRIPTION) as fresh:
+    with whole_directory(directory, last=DESCRIPTION) as fresh:
         (fresh / PROGRAM).write_bytes(program)
         write_safetensors(fresh / WEIGHTS, arrays, ("program", described["sha256"]))
         (fresh / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n", "utf-8")

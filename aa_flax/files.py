@@ -1,15 +1,84 @@
-"""Directories that are written whole or not at all."""
+"""Files and directories that are written whole or not at all, what tells files apart, and where downloads are kept."""
 
 import contextlib
+import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
+
+from aa_flax.local_paths import local_path
+
+CHUNK_BYTES = 1 << 18
+
+Progress = Callable[[int, int | None], None]
+"""Called with the bytes done so far and in all, None where that is not known."""
+
+
+def cache_directory() -> Path:
+    """Where downloads are kept: `$AA_FLAX_CACHE`, else `aa_flax` in `$XDG_CACHE_HOME` or `~/.cache`.
+
+    Raises:
+        ValueError: `$AA_FLAX_CACHE` is an address such as gs://bucket/cache.
+    """
+    if chosen := os.environ.get("AA_FLAX_CACHE"):
+        return local_path(chosen).expanduser()
+    # The standard wants relative paths in it to be ignored.
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".cache") / "aa_flax"
+
+
+def file_sha256(path: Path, progress: Progress | None = None) -> str:
+    """The SHA-256 of a file's bytes in hexadecimal digits."""
+    digest, done, size = hashlib.sha256(), 0, path.stat().st_size
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+            done += len(chunk)
+            if progress:
+                progress(done, size)
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager
-def complete_or_not_at_all(directory: Path, *, last: str) -> Iterator[Path]:
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A fresh file that becomes `path` when the block has ended well, and vanishes otherwise.
+
+    Its readers see the old content or the new, never a part.
+
+    Args:
+        path: where to; its directory exists.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    # Not made from the file's name, which may be as long as a name can be.
+    part = path.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        with part.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file by `whole_file`; the directories above it are made.
+
+    Raises:
+        OSError: the directory cannot be made or the file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def whole_directory(directory: Path, *, last: str) -> Iterator[Path]:
     """A fresh folder whose files move to a directory when the block has ended well, and vanish otherwise.
 
     Args:

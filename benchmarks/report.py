@@ -13,6 +13,8 @@ from typing import Any
 
 import jax
 
+from aa_flax.files import write_atomically
+
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "torchvision", "antialiased-cnns")
 
 
@@ -101,10 +103,6 @@ class Report:
 
     def write(self) -> None:
         """Saves both files; a reader never sees half of one."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         data = json.dumps(dataclasses.asdict(self), default=str, indent=1)
         for suffix, text in ((".json", data), (".md", self.markdown())):
-            target = self.folder / (self.name + suffix)
-            partial = target.with_suffix(suffix + ".partial")
-            partial.write_text(text)
-            os.replace(partial, target)
+            write_atomically(self.folder / (self.name + suffix), text.encode())

@@ -25,8 +25,8 @@ from rich.table import Table
 
 import aa_flax
 from aa_flax import consistency
+from aa_flax.files import cache_directory
 from aa_flax.local_paths import check_local_paths
-from aa_flax.weights.catalog import cache_directory
 from train.data.cifar import open_cifar10
 from train.errors import CommandError
 

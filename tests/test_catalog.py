@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from aa_flax.files import cache_directory
 from aa_flax.models.registry import list_models
 from aa_flax.models.specs import parse_spec
 from aa_flax.weights import catalog
@@ -179,7 +180,7 @@ class TestDownload:
         def refused(*args: object):
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr(Path, "write_text", refused)
+        monkeypatch.setattr(catalog, "write_atomically", refused)
         assert catalog.download(entry(f"{server}/good.pth"), tmp_path) == tmp_path / "good.pth"
         assert [file.name for file in tmp_path.iterdir()] == ["good.pth"]
 
@@ -247,16 +248,16 @@ class TestDownload:
 
 def test_cache_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("AA_FLAX_CACHE", str(tmp_path))
-    assert catalog.cache_directory() == tmp_path
+    assert cache_directory() == tmp_path
     monkeypatch.delenv("AA_FLAX_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert catalog.cache_directory() == tmp_path / "aa_flax"
+    assert cache_directory() == tmp_path / "aa_flax"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    assert catalog.cache_directory() == tmp_path / ".cache" / "aa_flax"
+    assert cache_directory() == tmp_path / ".cache" / "aa_flax"
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("AA_FLAX_CACHE", "~/mine")
-    assert catalog.cache_directory() == tmp_path / "mine"
+    assert cache_directory() == tmp_path / "mine"
 
 
 @pytest.mark.parametrize("variable", ["AA_FLAX_CACHE", "XDG_CACHE_HOME"])
@@ -275,4 +276,4 @@ def test_downloads_and_decoded_images_lie_in_one_cache(variable: str, monkeypatc
         monkeypatch.setenv(variable, value)
         with pytest.raises(CommandError, match="enough"):
             open_dataset(DataConfig(name="cifar10", dir=tmp_path))
-        assert asked.pop() == catalog.cache_directory()
+        assert asked.pop() == cache_directory()

@@ -30,6 +30,10 @@ class Estimate:
         """The mean of one percentage per image, shape (images,), and its standard error."""
         return cls(**_moments(percent))
 
+    def as_dict(self) -> dict[str, Any]:
+        """Both numbers as JSON has them; `nan` becomes None."""
+        return {"value": self.value, "stderr": None if math.isnan(self.stderr) else self.stderr}
+
     def __str__(self) -> str:
         return f"{self.value:.2f} +- {self.stderr:.2f}"
 
@@ -82,14 +86,9 @@ class Result(Estimate):
             "protocol": self.protocol.name,
             "settings": self.protocol.settings(),
             "images": self.images,
-            **_plain(self),
-            "parts": {name: _plain(part) for name, part in self.parts.items()},
+            **super().as_dict(),
+            "parts": {name: part.as_dict() for name, part in self.parts.items()},
         }
-
-
-def _plain(estimate: Estimate) -> dict[str, float | None]:
-    pair = {"value": estimate.value, "stderr": estimate.stderr}
-    return {name: None if math.isnan(number) else number for name, number in pair.items()}
 
 
 def _moments(percent: np.ndarray) -> dict[str, float]:

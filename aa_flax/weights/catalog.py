@@ -8,23 +8,20 @@ import functools
 import hashlib
 import http.client
 import os
-import secrets
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
+from typing import BinaryIO
 
+from aa_flax.files import CHUNK_BYTES, Progress, cache_directory, file_sha256, whole_file, write_atomically
 from aa_flax.local_paths import local_path
 from aa_flax.models.specs import parse_spec, resolve_spec
 from aa_flax.weights.config import PretrainedConfig
 
-Progress = Callable[[int, int | None], None]
-
 LICENSE = "CC BY-NC-SA 4.0"
 _TIMEOUT_SECONDS = 30
-_CHUNK_BYTES = 1 << 18
 # The largest published file, VGG-19, has 575 MB.
 _MAX_BYTES = 2 << 30
 
@@ -141,27 +138,6 @@ def identify(sha256: str) -> Published | None:
     return next(matches, None)
 
 
-def cache_directory() -> Path:
-    """Where downloads are kept: `$AA_FLAX_CACHE`, else `aa_flax` in `$XDG_CACHE_HOME` or `~/.cache`."""
-    if chosen := os.environ.get("AA_FLAX_CACHE"):
-        return local_path(chosen).expanduser()
-    # The standard wants relative paths in it to be ignored.
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (base if base.is_absolute() else Path.home() / ".cache") / "aa_flax"
-
-
-def sha256_of(path: Path, progress: Progress | None = None) -> str:
-    """The SHA-256 of a file in hexadecimal digits; `progress` gets bytes read and bytes in all."""
-    digest, done, size = hashlib.sha256(), 0, path.stat().st_size
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-            done += len(chunk)
-            if progress:
-                progress(done, size)
-    return digest.hexdigest()
-
-
 def fetch(
     spec: str,
     *,
@@ -201,7 +177,7 @@ def download(entry: Published, directory: Path, progress: Progress | None = None
     path = directory / entry.file_name
     first_use = FirstUse(path.with_name(path.name + ".sha256"), entry.sha256_prefix)
     try:
-        if path.is_file() and first_use.objection(digest := sha256_of(path)) is None:
+        if path.is_file() and first_use.objection(digest := file_sha256(path)) is None:
             # A cache for many may be read-only.
             with contextlib.suppress(PermissionError):
                 first_use.keep(digest)
@@ -209,20 +185,17 @@ def download(entry: Published, directory: Path, progress: Progress | None = None
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DownloadError(f"cannot keep downloads in {directory}: {error}; set AA_FLAX_CACHE") from error
-    partial = directory / f".{entry.file_name}.{secrets.token_hex(4)}.part"
     try:
-        digest = _stream(entry.url, partial, progress)
-        if objection := first_use.objection(digest):
-            raise DownloadError(objection)
-        first_use.keep(digest)
-        os.replace(partial, path)
+        with whole_file(path) as file:
+            digest = _stream(entry.url, file, progress)
+            if objection := first_use.objection(digest):
+                raise DownloadError(objection)
+            first_use.keep(digest)
     except (OSError, http.client.HTTPException) as error:
         raise DownloadError(
             f"cannot download {entry.url}: {_reason(error)}. If you have the file, copy it to {path}, or convert it: "
             f"python convert_weights.py FILE --model {entry.spec} --output DIRECTORY"
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 
@@ -249,24 +222,18 @@ class FirstUse:
 
     def keep(self, digest: str) -> None:
         """Records the digest, unless one is recorded."""
-        if self.record.exists():
-            return
-        part = self.record.with_name(f".{self.record.name}.{secrets.token_hex(4)}.part")
-        try:
-            part.write_text(digest + "\n", "ascii")
-            os.replace(part, self.record)
-        finally:
-            part.unlink(missing_ok=True)
+        if not self.record.exists():
+            write_atomically(self.record, f"{digest}\n".encode())
 
 
-def _stream(url: str, partial: Path, progress: Progress | None) -> str:
+def _stream(url: str, file: BinaryIO, progress: Progress | None) -> str:
     """Writes what a server sends to a file, to the last byte or not at all; its SHA-256."""
     request = urllib.request.Request(url, headers={"User-Agent": "aa_flax"})
-    with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response, partial.open("xb") as file:
+    with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:
         announced = response.headers.get("Content-Length", "")
         total = int(announced) if announced.isdigit() else None
         digest, done = hashlib.sha256(), 0
-        while chunk := response.read(_CHUNK_BYTES):
+        while chunk := response.read(CHUNK_BYTES):
             file.write(chunk)
             digest.update(chunk)
             done += len(chunk)
@@ -276,8 +243,6 @@ def _stream(url: str, partial: Path, progress: Progress | None) -> str:
                 progress(done, total)
         if total is not None and done != total:
             raise DownloadError(f"the connection broke off after {done} of {total} bytes")
-        file.flush()
-        os.fsync(file.fileno())
     return digest.hexdigest()
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from aa_flax.files import complete_or_not_at_all
+from aa_flax.files import whole_directory
 from aa_flax.local_paths import local_path
 from aa_flax.models.abstract import build_abstract
 from aa_flax.models.base import Network
@@ -92,7 +92,7 @@ def save_pretrained(
     text = dump_config(config)
     directory = local_path(directory)
     _check_target(directory, overwrite)
-    with complete_or_not_at_all(directory, last=CONFIG_NAME) as fresh:
+    with whole_directory(directory, last=CONFIG_NAME) as fresh:
         write_safetensors(fresh / WEIGHTS_NAME, arrays, ("model", config.model))
         (fresh / CONFIG_NAME).write_text(text, "utf-8")
     return directory

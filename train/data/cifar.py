@@ -10,8 +10,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from rich.progress import track
 
+from aa_flax.files import file_sha256
 from train.console import open_console
-from train.data.cache import ArrayCache, file_sha256
+from train.data.cache import ArrayCache
 from train.data.decode import UnreadableImageError, decode_rgb
 from train.data.sources import ArraySource
 from train.errors import CommandError
@@ -48,8 +49,7 @@ def open_cifar10(location: Path, cache_directory: Path) -> tuple[ArraySource, Ar
             cache.write(arrays.items(), about)
         except OSError as error:
             raise CommandError(
-                f"cannot write the decoded images to {cache.directory}: {error.strerror}; "
-                "set --data.cache-dir to a directory with 200 MB of room"
+                f"the decoded images are not kept: {error}; --data.cache-dir takes one with 200 MB of room"
             ) from error
     train, test = (
         ArraySource(

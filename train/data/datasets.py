@@ -8,7 +8,7 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from aa_flax.weights.catalog import cache_directory
+from aa_flax.files import cache_directory
 from aa_flax.weights.config import Preprocessing
 from train.data.sources import ArraySource, ImageFolder, Source
 from train.errors import CommandError

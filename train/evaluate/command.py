@@ -12,6 +12,7 @@ import jax
 from jax.tree_util import Partial
 
 from aa_flax.consistency import Protocol
+from aa_flax.files import write_atomically
 from aa_flax.models.specs import parse_spec
 from aa_flax.weights.config import Preprocessing, PretrainedConfig
 from aa_flax.weights.store import WEIGHTS_NAME, load_pretrained, read_config
@@ -21,7 +22,6 @@ from train.errors import CommandError
 from train.evaluate.kept import keep_crops, keep_diagonal
 from train.evaluate.report import Evaluation, as_json, print_table
 from train.evaluate.scoring import Score, protocols_for, read_offsets, score, whole_batch
-from train.local_paths import write_atomically
 from train.networks import as_function, other_filter, refuse_run
 
 log = logging.getLogger(__name__)

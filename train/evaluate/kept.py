@@ -10,9 +10,9 @@ from PIL import Image
 
 from aa_flax.consistency import Result
 from aa_flax.consistency.views import centre
+from aa_flax.files import write_atomically
 from train.data import Batch
 from train.errors import CommandError
-from train.local_paths import write_atomically
 
 DIAGONAL = ("probability", "best_other", "correct", "predictions")
 # What file systems take as a name, in bytes.

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from aa_flax.consistency import Estimate, Result
+from aa_flax.files import file_sha256
 from aa_flax.weights.config import PretrainedConfig
 from train.data import ImageFolder
 from train.data.balance import is_unbalanced
-from train.data.cache import file_sha256
 from train.environment import environment
 from train.evaluate.scoring import Score
 
@@ -53,23 +53,21 @@ class Evaluation:
 def as_json(evaluation: Evaluation) -> dict[str, Any]:
     """The report: figures in percent, answers for each photo, and what repeats the run."""
     score, pretrained = evaluation.score, evaluation.pretrained
-    accuracy = score.results.get("accuracy")
+    protocols = {name: each.as_dict() for name, each in score.results.items()}
     figures: dict[str, Any] = {"top1": None, "top5": None}
-    if accuracy is not None:
-        top5 = accuracy.parts["top5"]
-        figures = {"top1": accuracy.value, "top1_stderr": _number(accuracy.stderr)}
-        figures |= {"top5": top5.value, "top5_stderr": _number(top5.stderr)}
-    agreements = {name: each for name, each in score.results.items() if each.protocol.quantity == "consistency"}
+    if accuracy := protocols.get("accuracy"):
+        top5 = accuracy["parts"]["top5"]
+        figures = {"top1": accuracy["value"], "top1_stderr": accuracy["stderr"]}
+        figures |= {"top5": top5["value"], "top5_stderr": top5["stderr"]}
+    agreements = [name for name, each in score.results.items() if each.protocol.quantity == "consistency"]
     return {
         "model": pretrained.model,
         "images": len(score.index),
         **figures,
         "classes": _by_class(evaluation),
-        "consistency": {
-            name: {"value": each.value, "stderr": _number(each.stderr)} for name, each in agreements.items()
-        },
+        "consistency": {name: {key: protocols[name][key] for key in ("value", "stderr")} for name in agreements},
         "unreadable": [{"file": name, "reason": evaluation.reasons.get(name)} for name in evaluation.unreadable],
-        "protocols": {name: each.as_dict() for name, each in score.results.items()},
+        "protocols": protocols,
         "per_image": {
             "file": [evaluation.photos.name(int(index)) for index in score.index],
             "label": evaluation.photos.labels[score.index].tolist(),
@@ -133,10 +131,6 @@ def _by_class(evaluation: Evaluation) -> dict[str, Any] | None:
     names = evaluation.photos.class_names
     each = {names[label]: {"images": count, "top1": classes.top1[label]} for label, count in classes.images.items()}
     return {"mean_top1": classes.mean, "majority": classes.majority, "each": each}
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 def _per_image(result: Result) -> dict[str, Any]:

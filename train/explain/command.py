@@ -14,12 +14,12 @@ from pathlib import Path
 import jax
 from rich.table import Table
 
+from aa_flax.files import write_atomically
 from train.console import open_console, progress
 from train.data.class_names import readable_names
 from train.errors import CommandError
 from train.explain import pictures
 from train.explain.shift_views import Photo, View, choose_classes, look, read_photo
-from train.local_paths import write_atomically
 from train.networks import OpenedNetwork, as_function, open_network
 
 FILES = ("probabilities.png", "shifts.png", "shift.gif", "explain.json")

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from aa_flax.files import file_sha256
 from aa_flax.weights import catalog
 from aa_flax.weights.config import read_config
 from aa_flax.weights.provenance import as_parent
 from aa_flax.weights.store import WEIGHTS_NAME
 from train.data import Dataset
-from train.data.cache import file_sha256
 from train.data.fingerprint import fingerprint
 from train.fit.config import TrainConfig
 from train.fit.record import Record, plain

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from aa_flax.files import write_atomically
 from aa_flax.weights.config import Preprocessing
 from aa_flax.weights.json_file import read_json
 from train.errors import CommandError
 from train.fit.config import CONDUCT, TrainConfig
-from train.local_paths import write_atomically
 
 FILE_NAME = "config.json"
 # What a record says of its data; in a configuration that somebody has written by hand it may be missing.

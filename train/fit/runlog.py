@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from aa_flax.files import write_atomically
 from aa_flax.weights.json_file import parse_json, read_json
 from train.errors import CommandError
 from train.fit.config import LogConfig
-from train.local_paths import write_atomically
 
 log = logging.getLogger(__name__)
 

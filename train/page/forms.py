@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from train.local_paths import write_atomically
+from aa_flax.files import write_atomically
 from train.page.content import Block, Cell, Figure, Page, Table, plain
 from train.page.style import CONTENT_POLICY, STYLE
 

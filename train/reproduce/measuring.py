@@ -15,12 +15,12 @@ import numpy as np
 from jax.tree_util import Partial
 
 from aa_flax.consistency import Estimate, Protocol, Result
+from aa_flax.files import write_atomically
 from aa_flax.weights.config import PretrainedConfig
 from aa_flax.weights.json_file import read_json
 from aa_flax.weights.store import Preprocessing
 from train.data import ImageFolder, evaluation_batches, open_photos, reflect_margin
 from train.evaluate.scoring import protocols_for, score, whole_batch
-from train.local_paths import write_atomically
 from train.networks import as_function, open_network
 from train.reproduce.published_weights import Weights
 
@@ -238,7 +238,7 @@ def write_numbers(path: Path, numbers: Numbers) -> None:
     """
     content = {
         "identity": numbers.identity,
-        **{name: _as_json(getattr(numbers, name)) for name in ("top1", "top5", "consistency")},
+        **{name: getattr(numbers, name).as_dict() for name in ("top1", "top5", "consistency")},
         **{name: getattr(numbers, name) for name in PLAIN_FIELDS},
     }
     write_atomically(path, json.dumps(content, indent=1).encode())
@@ -257,10 +257,6 @@ def read_numbers(path: Path) -> Numbers | None:
 
 def _estimate(result: Result) -> Estimate:
     return Estimate(result.value, result.stderr)
-
-
-def _as_json(estimate: Estimate) -> dict[str, float | None]:
-    return {"value": estimate.value, "stderr": None if math.isnan(estimate.stderr) else estimate.stderr}
 
 
 def _from_json(content: dict[str, Any]) -> Estimate:

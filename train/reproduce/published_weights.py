@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from aa_flax.files import file_sha256
 from aa_flax.weights import catalog
-from aa_flax.weights.catalog import DownloadError, Published, sha256_of
+from aa_flax.weights.catalog import DownloadError, Published
 from aa_flax.weights.config import CONFIG_NAME, Preprocessing, PretrainedConfig, read_config
 from aa_flax.weights.store import WEIGHTS_NAME
 from train.errors import CommandError
@@ -135,7 +136,7 @@ def find(root: Path, checkpoint: Checkpoint) -> Weights | None:
     assert entry.sha256_prefix is not None
     file = root / entry.file_name
     if file.is_file():
-        digest = sha256_of(file)
+        digest = file_sha256(file)
         if not digest.startswith(entry.sha256_prefix):
             raise CommandError(f"{file} is damaged: its SHA-256 begins with {digest[:8]}; delete it to fetch it again")
         return Weights(
@@ -224,7 +225,7 @@ def _converted(directory: Path, checkpoint: Checkpoint) -> Weights:
     return Weights(
         spec=checkpoint.published.spec,
         path=directory,
-        sha256=f"{sha256_of(weights)}-{sha256_of(directory / CONFIG_NAME)}",
+        sha256=f"{file_sha256(weights)}-{file_sha256(directory / CONFIG_NAME)}",
         published=published,
         preprocessing=config.preprocessing,
         label=f"{directory.name} from {origin}" if origin else directory.name,

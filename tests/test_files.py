@@ -1,4 +1,4 @@
-"""What is written of weights: the same bytes for the same weights, whole or not at all, by one process at a time."""
+"""What is written: the same bytes for the same weights, whole or not at all, by one process at a time."""
 
 import dataclasses
 import hashlib
@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import aa_flax
-from aa_flax.files import complete_or_not_at_all
+from aa_flax.files import file_sha256, whole_directory, whole_file, write_atomically
 from aa_flax.models.abstract import abstract_model
 from aa_flax.models.base import Network
 from aa_flax.weights.config import PretrainedConfig
@@ -47,7 +47,7 @@ def test_two_that_write_one_new_directory(tmp_path):
     target = tmp_path / "new"
 
     def write(name: str, inside=lambda: None) -> None:
-        with complete_or_not_at_all(target, last="b") as fresh:
+        with whole_directory(target, last="b") as fresh:
             (fresh / name).write_text(name)
             inside()
 
@@ -61,9 +61,36 @@ def test_two_that_write_one_new_directory(tmp_path):
 
 
 def test_errors_name_the_directory_that_was_asked_for(tmp_path):
-    with pytest.raises(OSError, match=r"/x: .*No space left"), complete_or_not_at_all(tmp_path / "x", last="b"):
+    with pytest.raises(OSError, match=r"/x: .*No space left"), whole_directory(tmp_path / "x", last="b"):
         raise OSError(28, "No space left on device")
     assert not os.listdir(tmp_path)
+
+
+def test_a_file_is_the_old_one_or_the_new(tmp_path):
+    """Whatever ends the writing, and with a name as long as a file system takes."""
+    path = tmp_path / "deep" / ("x" * 255)
+
+    def fail(error: BaseException) -> None:
+        with whole_file(path) as file:
+            file.write(b"half")
+            raise error
+
+    write_atomically(path, b"old")
+    for error in (KeyboardInterrupt(), OSError(28, "No space left on device")):
+        with pytest.raises(type(error)):
+            fail(error)
+        assert path.read_bytes() == b"old"
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_digest_of_a_file_and_how_far_it_is(tmp_path):
+    content, seen = bytes(600_000), []
+    (tmp_path / "a").write_bytes(content)
+    digest = file_sha256(tmp_path / "a", lambda done, total: seen.append((done, total)))
+    assert digest == file_sha256(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+    assert (seen[-1], len(seen)) == ((600_000, 600_000), 3)
 
 
 @pytest.mark.parametrize(
