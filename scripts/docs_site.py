@@ -77,7 +77,7 @@ def reference() -> dict[str, str]:
     for module in MODULES:
         path = f"aa_flax.{module}"
         names = sorted(name for name, each in package[module].members.items() if each.is_public and not each.is_module)
-        about = f"::: {path}\n    options: {{members: false, show_root_heading: false}}\n\n"
+        about = f"::: {path}\n    options: {{members: false, show_root_heading: false, show_root_toc_entry: false}}\n\n"
         entries = "".join(entry(f"{path}.{name}", f"{path}.{name}") for name in names)
         pages[f"api/{module}.md"] = f"# {path}\n\n{about}{entries}"
     return pages

@@ -20,6 +20,7 @@ results do not depend on batch size, order or devices (`zhang2019` pairs up neig
 order of these numbers, by definition). Padded images are dropped from the arrays before `gather`.
 
 `fn` is one of
+
 - an `nnx.Module`: measured in eval mode whatever its own mode, compiled here;
 - a `jax.tree_util.Partial(function, arrays...)`: compiled here together with the shifts, which one
   `lax.map` runs in pieces of `device_batch` crops; its arrays are arguments, so changed weights
