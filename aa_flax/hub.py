@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from aa_flax.downsample import METHODS
 from aa_flax.local_paths import local_path
 from aa_flax.models.base import Network
 from aa_flax.weights.config import CONFIG_NAME, PretrainedConfig, read_config
@@ -173,14 +174,12 @@ def _front_matter(config: PretrainedConfig) -> str:
 def _summary(config: PretrainedConfig) -> str:
     spec = config.spec()
     options = dict(spec.options)
-    way = {"aps": "adaptive polyphase sampling", "ddac": "content-adaptive filters", "ideal": "ideal low-pass filters"}
     kind = str(options.pop("downsample", "blur"))
     if spec.filter_size is None:
         what = "without anti-aliasing (torchvision's network)"
-    elif kind in way:
-        what = f"anti-aliased by {way[kind]}"
     else:
-        what = f"anti-aliased by BlurPool with {spec.filter_size} taps and {spec.pad_type} padding"
+        filters = f" with {spec.filter_size} taps and {spec.pad_type} padding" if kind == "blur" else ""
+        what = f"anti-aliased by {METHODS[kind].title}{filters}"
     more = f" Options: {', '.join(f'{k}={v}' for k, v in options.items())}." if options else ""
     return (
         f"`{spec.name}` for JAX and Flax, {what}, {spec.num_classes} classes, {spec.in_channels} input channels.{more}"

@@ -10,6 +10,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from aa_flax.consistency import PROTOCOLS
+from aa_flax.downsample import METHODS
 from train.__main__ import COMMANDS
 from train.data.datasets import OPENERS
 
@@ -37,6 +38,7 @@ def run(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 @patch.dict(PROTOCOLS)
+@patch.dict(METHODS)
 @patch.dict(OPENERS)
 @patch.dict(COMMANDS)
 def test_the_blocks_of_a_page_run(page, tmp_path, monkeypatch):

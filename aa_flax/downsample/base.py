@@ -1,6 +1,8 @@
-"""What subsampling layers have in common, and the geometry that several of them need."""
+"""The base of every layer that subsamples, and the geometry that several of them need."""
 
-from typing import Any, Protocol
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +13,49 @@ from jax import lax
 from aa_flax.axes import check_floating, spatial_axes
 
 
-class Downsample(Protocol):
-    """What subsampling layers have in common."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Site:
+    """A place in a network where a layer is to subsample.
+
+    Attributes:
+        strides: subsampling for each spatial axis.
+        filter_size: taps, for layers with filters of some size.
+        pad_type: padding, for layers that pad.
+        channels: channels of the map; None where a pool stands, which does not say.
+        norm: makes a normalisation for a number of channels; None for the layer's own.
+        dtype: what layers compute in.
+        param_dtype: dtype of parameters.
+        rngs: source of initial values; None where no layer with parameters may stand.
+    """
+
+    strides: tuple[int, ...]
+    filter_size: int
+    pad_type: str
+    channels: int | None = None
+    norm: Callable[[int], Callable[[jax.Array], jax.Array]] | None = None
+    dtype: jax.typing.DTypeLike | None = None
+    param_dtype: jax.typing.DTypeLike = jnp.float32
+    rngs: nnx.Rngs | None = None
+
+
+class Downsample(nnx.Module):
+    """What subsampling layers have in common.
+
+    A layer gives ``ceil(N / stride)`` samples for an axis of N and has the arguments that decide its function in
+    attributes. Variables below it have no counterpart in PyTorch's networks.
+
+    Attributes:
+        title: the method in a few words, for model cards.
+        has_parameters: whether layers can only be made where channels and ``rngs`` are known.
+    """
+
+    title: ClassVar[str] = ""
+    has_parameters: ClassVar[bool] = False
+
+    @classmethod
+    def at(cls, site: Site) -> "Downsample":
+        """The layer for a place in a network."""
+        raise NotImplementedError(f"{cls.__name__} does not say how it is made for a network: define its method at")
 
     def __call__(self, x: jax.Array, like: jax.Array | None = None) -> jax.Array:
         """Subsamples the spatial axes of ``x``.
@@ -23,10 +66,17 @@ class Downsample(Protocol):
                 followed where the layer chooses: the shortcut of a residual block has to keep the samples that
                 the main path keeps. Layers that choose nothing ignore it.
         """
-        ...
+        raise NotImplementedError
+
+    @property
+    def settings(self) -> tuple[Any, ...]:
+        """What decides the layer's function besides its variables, in the order of the attributes' names."""
+        given = {key: value for key, value in vars(self).items() if not key.startswith("_pytree__")}
+        return tuple(v for _, v in sorted(given.items()) if not isinstance(v, nnx.Module | nnx.Variable))
 
 
-def map_axes(layer: nnx.Module, x: jax.Array, spatial_dims: int) -> range:
+def map_axes(layer: Downsample, x: jax.Array, spatial_dims: int) -> range:
+    """The spatial axes of a layer's input; TypeError or ValueError if it is none."""
     check_floating(type(layer).__name__, x)
     return spatial_axes(type(layer).__name__, x, spatial_dims)
 
@@ -35,6 +85,7 @@ _NUMPY_MODES: dict[str, Any] = {"reflect": "reflect", "replicate": "edge", "circ
 
 
 def pad(x: jax.Array, axis: int, low: int, high: int, pad_type: str) -> jax.Array:
+    """The map with so many samples more at the ends of one axis."""
     if low == high == 0:
         return x
     if pad_type == "zero":

@@ -3,16 +3,21 @@
 from collections.abc import Sequence
 
 import jax
-from flax import nnx
 
 from aa_flax.axes import per_axis, spatial_axes
 from aa_flax.blurpool import blur_axes, canonical_pad_type
+from aa_flax.downsample.base import Downsample, Site
 
 
-class _BlurPool(nnx.Module):
-    """The attributes and checks that the layers share. It holds no variables: the filter is a constant."""
+class BlurPool(Downsample):
+    """What the layers for one, two and three axes share. They hold no variables: the filter is a constant."""
 
+    title = "BlurPool"
     spatial_dims: int
+
+    @classmethod
+    def at(cls, site: Site) -> Downsample:
+        return blur_layer(site.strides, site.filter_size, site.pad_type)
 
     def __init__(
         self,
@@ -32,7 +37,7 @@ class _BlurPool(nnx.Module):
         return blur_axes(x, axes, self.filter_size, self.stride, self.pad_type, self.pad_off)
 
 
-class BlurPool1D(_BlurPool):
+class BlurPool1D(BlurPool):
     """BlurPool for sequences, (..., L, C) to (..., ceil(L / stride), C).
 
     Args:
@@ -48,7 +53,7 @@ class BlurPool1D(_BlurPool):
         super().__init__(filter_size, stride, pad_type, pad_off)
 
 
-class BlurPool2D(_BlurPool):
+class BlurPool2D(BlurPool):
     """BlurPool for images, (..., H, W, C) to (..., ceil(H / stride), ceil(W / stride), C).
 
     Args:
@@ -64,7 +69,7 @@ class BlurPool2D(_BlurPool):
         super().__init__(filter_size, stride, pad_type, pad_off)
 
 
-class BlurPool3D(_BlurPool):
+class BlurPool3D(BlurPool):
     """BlurPool for volumes and video, (..., D, H, W, C); arguments as :class:`BlurPool2D`, one or three each."""
 
     spatial_dims = 3
@@ -76,9 +81,7 @@ class BlurPool3D(_BlurPool):
 _BLURS = {1: BlurPool1D, 2: BlurPool2D, 3: BlurPool3D}
 
 
-def blur_layer(
-    factors: tuple[int, ...], filter_size: int, pad_type: str, *, subsample: bool = True
-) -> BlurPool1D | BlurPool2D | BlurPool3D:
+def blur_layer(factors: tuple[int, ...], filter_size: int, pad_type: str, *, subsample: bool = True) -> BlurPool:
     """The blur that subsamples each spatial axis by its factor and leaves axes of factor 1 alone.
 
     Without ``subsample`` it only blurs, for a layer behind it that takes these steps itself.

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -11,11 +12,11 @@ from jax import lax
 
 from aa_flax import blurpool
 from aa_flax.axes import per_axis, whole_number
-from aa_flax.downsample.base import map_axes, pad
+from aa_flax.downsample.base import Downsample, Site, map_axes, pad
 from aa_flax.dtypes import at_least_float32
 
 
-class ContentAdaptiveBlur(nnx.Module):
+class ContentAdaptiveBlur(Downsample):
     """Content-adaptive low-pass filtering (DDAC): a small convolution predicts the blur for every place.
 
     For every output position and group of channels a convolution over the input, normalised, predicts one weight for
@@ -40,6 +41,26 @@ class ContentAdaptiveBlur(nnx.Module):
 
     Source: Zou et al. 2020, *Delving Deeper into Anti-aliasing in ConvNets* (arXiv 2008.09604), section 3.
     """
+
+    title = "content-adaptive filters"
+    has_parameters = True
+
+    @classmethod
+    def at(cls, site: Site) -> Downsample:
+        assert site.channels is not None
+        assert site.rngs is not None
+        return cls(
+            site.channels,
+            site.filter_size,
+            site.strides,
+            site.pad_type,
+            groups=math.gcd(8, site.channels),
+            spatial_dims=len(site.strides),
+            norm=site.norm,
+            dtype=site.dtype,
+            param_dtype=site.param_dtype,
+            rngs=site.rngs,
+        )
 
     def __init__(
         self,

@@ -5,14 +5,13 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from flax import nnx
 
 from aa_flax.axes import per_axis
 from aa_flax.axis_maps import matmul_along
-from aa_flax.downsample.base import map_axes
+from aa_flax.downsample.base import Downsample, Site, map_axes
 
 
-class IdealLowPass(nnx.Module):
+class IdealLowPass(Downsample):
     """The ideal low-pass filter: keeps every frequency that the smaller grid can hold, drops all others.
 
     The input counts as one period of a periodic signal. Its Fourier coefficients below half the output's sampling
@@ -27,6 +26,12 @@ class IdealLowPass(nnx.Module):
 
     Source: Grabinski et al. 2022, *FrequencyLowCut Pooling* (arXiv 2204.00491), section 3.
     """
+
+    title = "ideal low-pass filters"
+
+    @classmethod
+    def at(cls, site: Site) -> Downsample:
+        return cls(site.strides, spatial_dims=len(site.strides))
 
     def __init__(self, stride: int | Sequence[int] = 2, *, spatial_dims: int = 2):
         self.stride = per_axis("stride", stride, spatial_dims)

@@ -5,17 +5,16 @@ from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax import lax
 
 from aa_flax import blurpool
 from aa_flax.axes import per_axis, whole_number
 from aa_flax.blurpool import blur_axes
-from aa_flax.downsample.base import map_axes, pad
+from aa_flax.downsample.base import Downsample, Site, map_axes, pad
 from aa_flax.downsample.energies import most_energetic
 
 
-class AdaptivePolyphase(nnx.Module):
+class AdaptivePolyphase(Downsample):
     """Adaptive polyphase sampling (APS): blur, then keep the phase with the most energy.
 
     Subsampling by s keeps one of s possible grids along each axis. This layer keeps, for every example, the one whose
@@ -38,6 +37,12 @@ class AdaptivePolyphase(nnx.Module):
     Source: Chaman and Dokmanic 2021, *Truly shift-invariant convolutional neural networks* (arXiv 2011.14214),
         section 4; the blur before it is their APS with low-pass filter.
     """
+
+    title = "adaptive polyphase sampling"
+
+    @classmethod
+    def at(cls, site: Site) -> Downsample:
+        return cls(site.filter_size, site.strides, site.pad_type, spatial_dims=len(site.strides))
 
     def __init__(
         self,

@@ -1,7 +1,6 @@
 """What the families are built from: torch-compatible layers and the builder that makes them."""
 
 import dataclasses
-import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import zeros
 
-from aa_flax.downsample import AdaptivePolyphase, BlurPool2D, ContentAdaptiveBlur, Downsample, IdealLowPass
+from aa_flax.downsample import METHODS, Downsample, Site
 from aa_flax.models.batch_norm import BatchNorm, FrozenBatchNorm
 from aa_flax.models.convolutions import dense_conv, depthwise_conv
 from aa_flax.models.initialisers import Initialiser, he_fan_out, torch_default, torch_default_bias
@@ -68,7 +67,7 @@ class Builder:
     Attributes:
         filter_size: taps of every blur, None for the plain network.
         pad_type: padding of every blur.
-        downsample: what subsamples: ``blur``, or ``aps``, ``ddac``, ``ideal`` of :mod:`aa_flax.downsample`.
+        downsample: what subsamples, a name of :data:`aa_flax.downsample.METHODS`.
         circular: pad convolutions and pools circularly instead of with zeros.
         frozen_bn: normalise by running statistics in every mode and train no scale or bias.
         dtype: dtype the layers compute and answer in.
@@ -94,23 +93,17 @@ class Builder:
     def blur(self, channels: int) -> Downsample:
         """What halves a map of so many channels."""
         assert self.filter_size is not None
-        if self.downsample == "aps":
-            return AdaptivePolyphase(self.filter_size, 2, self.pad_type)
-        if self.downsample == "ddac":
-            return ContentAdaptiveBlur(
-                channels,
-                self.filter_size,
-                2,
-                self.pad_type,
-                groups=math.gcd(8, channels),
-                norm=self.bn,
-                dtype=self.dtype,
-                param_dtype=self.param_dtype,
-                rngs=self.rngs,
-            )
-        if self.downsample == "ideal":
-            return IdealLowPass(2)
-        return BlurPool2D(self.filter_size, stride=2, pad_type=self.pad_type)
+        site = Site(
+            strides=(2, 2),
+            filter_size=self.filter_size,
+            pad_type=self.pad_type,
+            channels=channels,
+            norm=self.bn,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            rngs=self.rngs,
+        )
+        return METHODS[self.downsample].at(site)
 
     def conv(
         self,

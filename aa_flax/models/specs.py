@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import numpy as np
 
 from aa_flax.blurpool import canonical_pad_type
+from aa_flax.downsample import METHODS
 from aa_flax.models.base import ModelSpec
 from aa_flax.models.registry import family_of
 
@@ -18,7 +19,7 @@ DEFAULT_FILTER_SIZE = 4
 class CommonOptions:
     """Options of every network, which decide what its layers are made of; see :func:`create_model`."""
 
-    downsample: Literal["blur", "aps", "ddac", "ideal"] = "blur"
+    downsample: str = "blur"
     circular: bool = False
     frozen_bn: bool = False
     folded_bn: bool = False
@@ -94,6 +95,8 @@ def _check_option(name: str, option: str, value: Any, default: Any) -> None:
     """Refuses what is of another type or length than the option's default, is no choice, or makes no network."""
     kinds = get_type_hints(CommonOptions) | get_type_hints(type(family_of(name).configs[name]))
     choices = get_args(kinds[option]) if get_origin(kinds[option]) is Literal else ()
+    if option == "downsample":
+        choices = tuple(METHODS)
     if choices and not any(_is_like(value, choice) and value == choice for choice in choices):
         raise ValueError(f"{option} must be one of {', '.join(map(str, choices))}, got {value!r}")
     if not _is_like(value, default) or value in (math.inf, -math.inf) or value != value:

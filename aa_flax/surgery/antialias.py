@@ -15,10 +15,9 @@ from flax import nnx
 
 from aa_flax import blurpool
 from aa_flax.axes import whole_number
-from aa_flax.downsample import Downsample
+from aa_flax.downsample import METHODS, Downsample
 from aa_flax.models import specs
 from aa_flax.models.base import Network
-from aa_flax.surgery.blurs import DOWNSAMPLES
 from aa_flax.surgery.plan import Place, Plan, Slots, Survey
 from aa_flax.surgery.refusals import ALREADY
 from aa_flax.surgery.report import STRIDE_1, SurgeryReport
@@ -93,7 +92,7 @@ def antialias(
         example: an input of the network, or its shape and dtype; a tuple for several. It tells which convolutions read
             the input, what follows the others, and what the changes cost. Without it those are taken for readers that
             have the fewest input channels, or three or fewer, and no 1x1 window.
-        rngs: source of the initial values of ``ddac``.
+        rngs: source of the initial values of layers with parameters, such as ``ddac``.
         share: let network and copy share their variables, so that training one trains the other; otherwise the copy
             has its own arrays.
 
@@ -141,12 +140,12 @@ def _check_plan(plan: Plan) -> None:
     check_slots(plan.slots)
     if plan.place not in get_args(Place):
         raise ValueError(f"place must be one of {', '.join(get_args(Place))}, got {plan.place!r}")
-    if not callable(plan.downsample) and plan.downsample not in DOWNSAMPLES:
-        raise ValueError(f"downsample must be one of {', '.join(DOWNSAMPLES)} or a function, got {plan.downsample!r}")
+    if not callable(plan.downsample) and plan.downsample not in tuple(METHODS):
+        raise ValueError(f"downsample must be one of {', '.join(METHODS)} or a function, got {plan.downsample!r}")
     if plan.place == "before" and plan.downsample != "blur":
         raise ValueError("place='before' lets the convolution subsample: downsample has to be 'blur'")
-    if plan.downsample == "ddac" and plan.rngs is None:
-        raise ValueError("downsample='ddac' has parameters: give rngs=nnx.Rngs(0) or others")
+    if plan.needs_channels and plan.rngs is None:
+        raise ValueError(f"downsample={plan.downsample!r} has parameters: give rngs=nnx.Rngs(0) or others")
     if not isinstance(plan.replace, Mapping) or not all(map(callable, plan.replace.values())):
         raise ValueError("replace takes {PoolClass: function of an instance that makes the layer in its place}")
 

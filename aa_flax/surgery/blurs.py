@@ -5,15 +5,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 from flax import nnx
 
-from aa_flax.downsample import AdaptivePolyphase, ContentAdaptiveBlur, Downsample, IdealLowPass, blur_layer
+from aa_flax.downsample import METHODS, Downsample, Site, blur_layer
 from aa_flax.strided import BlurAfter, BlurBefore, BlurredConvolution, blurred, split_stride
 from aa_flax.surgery.kinds import is_circular, kernel_size, strides_of
 from aa_flax.surgery.plan import Plan, Survey
 from aa_flax.surgery.report import Change
-
-DOWNSAMPLES = ("blur", "aps", "ddac", "ideal")
 
 
 class Blurs:
@@ -41,25 +40,16 @@ class Blurs:
             own = plan.downsample(None if conv is None else conv.out_features, factors)
             self.made.add(id(own))
             return own
-        if plan.downsample == "aps":
-            return AdaptivePolyphase(plan.filter_size, factors, pad_type, spatial_dims=len(factors))
-        if plan.downsample == "ideal":
-            return IdealLowPass(factors, spatial_dims=len(factors))
-        if plan.downsample == "ddac":
-            assert conv is not None
-            assert plan.rngs is not None
-            return ContentAdaptiveBlur(
-                conv.out_features,
-                plan.filter_size,
-                factors,
-                pad_type,
-                groups=math.gcd(8, conv.out_features),
-                spatial_dims=len(factors),
-                dtype=conv.dtype,
-                param_dtype=conv.param_dtype,
-                rngs=plan.rngs,
-            )
-        return blur_layer(factors, plan.filter_size, pad_type)
+        site = Site(
+            strides=factors,
+            filter_size=plan.filter_size,
+            pad_type=pad_type,
+            channels=None if conv is None else conv.out_features,
+            dtype=None if conv is None else conv.dtype,
+            param_dtype=jnp.float32 if conv is None else conv.param_dtype,
+            rngs=plan.rngs,
+        )
+        return METHODS[plan.downsample].at(site)
 
     def before(self, conv: nnx.Conv) -> Downsample:
         """What blurs the input of a convolution that keeps its strides."""

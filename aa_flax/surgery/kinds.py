@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from aa_flax import downsample, nn
+from aa_flax import nn
+from aa_flax.downsample import Downsample
 from aa_flax.strided import BlurAfter, BlurBefore, BlurredConvolution, unblurred
 
 Path = tuple[Any, ...]
@@ -36,16 +37,7 @@ _ACTIVATIONS = {
 }
 KEEPS_PLACE = (nnx.BatchNorm, nnx.LayerNorm, nnx.RMSNorm, nnx.GroupNorm, nnx.InstanceNorm, nnx.Dropout)
 POOLS = {nnx.max_pool: nn.max_pool, nnx.avg_pool: nn.avg_pool}
-BLURRED = (
-    downsample.BlurPool1D,
-    downsample.BlurPool2D,
-    downsample.BlurPool3D,
-    downsample.AdaptivePolyphase,
-    downsample.ContentAdaptiveBlur,
-    downsample.IdealLowPass,
-    BlurAfter,
-    BlurBefore,
-)
+BLURRED = (Downsample, BlurAfter, BlurBefore)
 
 
 def dotted(path: Path) -> str:

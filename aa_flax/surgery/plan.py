@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from flax import nnx
 
-from aa_flax.downsample import Downsample
+from aa_flax.downsample import METHODS, Downsample
 from aa_flax.surgery.flow import Flow
 from aa_flax.surgery.kinds import Path, children, dotted, enlarges, is_circular, kernel_size
 from aa_flax.surgery.trace import TracedProgram
@@ -30,6 +30,11 @@ class Plan:
     place: Place
     downsample: str | Callable[[int | None, tuple[int, ...]], Downsample]
     rngs: nnx.Rngs | None
+
+    @property
+    def needs_channels(self) -> bool:
+        """Whether the layers that subsample have parameters, so that they depend on the channels of their map."""
+        return isinstance(self.downsample, str) and METHODS[self.downsample].has_parameters
 
     def declines(self, path: str, layer: Any) -> bool:
         return self.where is not None and not self.where(path, layer)

@@ -42,6 +42,15 @@ def objection(plan: Plan, survey: Survey, path: str, conv: nnx.Conv | nnx.ConvTr
     return None
 
 
+def pool_objection(plan: Plan, path: str, layer: Any) -> str | None:
+    """Why a pool stays as it is, whatever its kind; None if it is to be changed."""
+    if plan.declines(path, layer):
+        return LEFT_OUT
+    if plan.needs_channels:
+        return f"{plan.downsample} has to know the channels of its map, which a pool does not say"
+    return None
+
+
 def _enlarging(plan: Plan, path: str, conv: nnx.Conv | nnx.ConvTranspose) -> str:
     if isinstance(conv, nnx.ConvTranspose) and max(strides_of(conv)) == 1:
         return STRIDE_1

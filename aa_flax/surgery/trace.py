@@ -15,18 +15,11 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 
-from aa_flax import downsample, upsample
+from aa_flax.downsample import Downsample
 from aa_flax.strided import BLURRED_SCOPE
+from aa_flax.upsample import BlurUpsample
 
-_OWN = (
-    downsample.BlurPool1D,
-    downsample.BlurPool2D,
-    downsample.BlurPool3D,
-    downsample.AdaptivePolyphase,
-    downsample.ContentAdaptiveBlur,
-    downsample.IdealLowPass,
-    upsample.BlurUpsample,
-)
+_OWN = (Downsample, BlurUpsample)
 _SCOPE, _ANTIALIASED = "module=", "antialiased="
 TOOK, GAVE = "took=", "gave="
 _PACKAGE = Path(__file__).parents[1]

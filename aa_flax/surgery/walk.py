@@ -130,10 +130,8 @@ class Surgeon:
             reason = STRIDE_1
         elif function not in POOLS:
             reason = "only max_pool and avg_pool have an anti-aliased form"
-        elif self.plan.declines(dotted(path), pool):
-            reason = refusals.LEFT_OUT
-        elif self.plan.downsample == "ddac":
-            reason = "ddac has to know the channels of its map, which a pool does not say"
+        elif objection := refusals.pool_objection(self.plan, dotted(path), pool):
+            reason = objection
         elif self.plan.downsample != "blur" and "count_include_pad" in given:
             reason = "count_include_pad is for downsample='blur' only"
         if reason:
@@ -239,11 +237,7 @@ class Surgeon:
 
     def _pool_blur(self, path: Path, module: nnx.Module, slot: str, stride: int) -> Any:
         here, layer = dotted((*path, slot)), f"pool stride {stride}"
-        reason = None
-        if self.plan.declines(here, module):
-            reason = refusals.LEFT_OUT
-        elif self.plan.downsample == "ddac":
-            reason = "ddac has to know the channels of its map, which a pool does not say"
+        reason = refusals.pool_objection(self.plan, here, module)
         if reason:
             self.changes.append(Change(here, layer, "skipped", reason))
             return None

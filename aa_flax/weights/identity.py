@@ -5,7 +5,7 @@ from typing import Any
 
 from flax import nnx
 
-from aa_flax.downsample import AdaptivePolyphase, BlurPool2D, ContentAdaptiveBlur, IdealLowPass
+from aa_flax.downsample import Downsample
 from aa_flax.models.abstract import build_abstract
 from aa_flax.models.base import ModelSpec
 from aa_flax.models.variables import variables
@@ -73,10 +73,8 @@ def _setting(module: nnx.Module) -> tuple[Any, ...] | None:
         hook = module.conv_general_dilated
         blur = hook if isinstance(hook, BlurredConvolution) else None
         return (name, module.strides, module.padding, module.kernel_dilation, module.feature_group_count, blur)
-    if isinstance(module, IdealLowPass):
-        return (name, module.stride)
-    if isinstance(module, BlurPool2D | AdaptivePolyphase | ContentAdaptiveBlur):
-        return (name, module.filter_size, module.stride, module.pad_type)
+    if isinstance(module, Downsample):
+        return (name, *module.settings)
     if isinstance(module, nnx.BatchNorm):
         return (name, module.epsilon, module.axis)
     return None

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from aa_flax.downsample import ContentAdaptiveBlur
+from aa_flax.downsample import Downsample
 from aa_flax.models.abstract import build_abstract, fresh_values
 from aa_flax.models.base import ModelSpec, Network
 from aa_flax.models.specs import common_options, resolve_spec
@@ -158,8 +158,8 @@ def _check_unfolded(spec: ModelSpec, function: str) -> None:
 
 
 def _shapes(model: Network) -> Shapes:
-    """The variables that PyTorch's networks have too: filters that are learned belong to us alone."""
+    """The variables that PyTorch's networks have too: what layers that subsample learn belongs to us alone."""
     graph = nnx.iter_graph(model)
-    learned = tuple(f"{'.'.join(map(str, path))}." for path, node in graph if isinstance(node, ContentAdaptiveBlur))
+    ours = tuple(f"{'.'.join(map(str, path))}." for path, node in graph if isinstance(node, Downsample))
     found = variables(model).items()
-    return {path: tuple(v.shape) for path, v in found if not path.startswith(learned)}
+    return {path: tuple(v.shape) for path, v in found if not path.startswith(ours)}

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from aa_flax.downsample import METHODS
 from aa_flax.local_paths import local_path
 from aa_flax.models.specs import parse_spec, resolve_spec
 from train.data import DataConfig
@@ -18,6 +19,12 @@ from train.fit.optim import OptimConfig
 from train.fit.step import Remat
 from train.local_paths import require_local_paths
 
+# Made when a command line is read, so that methods that somebody has added are choices too.
+_DOWNSAMPLE = tyro.conf.arg(
+    constructor_factory=lambda: tyro.extras.literal_type_from_choices(METHODS),
+    # tyro shows what such a choice stands for as a list.
+    help_behavior_hint=lambda default: f"(default: {default.strip('[]').strip(chr(39))})",
+)
 PresetName = Literal["zhang2019", "finetune", "modern", "cifar10", "digits"]
 
 
@@ -27,6 +34,9 @@ class NetworkConfig:
 
     pad_type: Literal["reflect", "replicate", "zero", "circular"] = "reflect"
     """Padding of the blurs."""
+
+    downsample: Annotated[str, _DOWNSAMPLE] = "blur"
+    """What subsamples, see aa_flax.downsample."""
 
     pool_only: bool | None = None
     """AlexNet, ResNet, DenseNet: leave the stem's strided convolution as it is."""
