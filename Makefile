@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 WORKERS ?= 2
-# A file stays on one worker, which has its programs compiled already.
-PYTEST := $(PY) -m pytest --numprocesses $(WORKERS) --dist loadfile
+# A file stays on one worker, which has its programs compiled already; tests/conftest.py says which are begun first.
+PYTEST := $(PY) -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 # The oracles of the parity tests. All but torch come without their dependencies: the CPU build
 # of torch is enough for the reference package and torchvision, and jaxnn is a foreign package to be anti-aliased.
 TORCH ?= torch==2.13.0
@@ -46,11 +46,11 @@ demo: $(VENV)/.test ## train a plain and an anti-aliased network on digits and d
 test: $(VENV)/.test ## the tests, without PyTorch
 	$(PYTEST)
 
-test-slow: $(VENV)/.test ## the long tests: twenty kills, several processes, a small study twice
-	$(PY) -m pytest -m slow
+test-slow: $(VENV)/.test ## the long tests: twenty kills, several processes, whole matrices
+	$(PYTEST) --dist load --maxschedchunk 1 -m slow
 
 test-claims: $(VENV)/.test ## the committed weights, measured again on CIFAR-10
-	$(PY) -m pytest -m claims tests/test_claims.py
+	$(PYTEST) --dist load -m claims tests/test_claims.py
 
 test-newest: ## the tests on NEWEST (default python3.12) with the newest jax and flax
 	$(MAKE) test PYTHON=$(or $(NEWEST),python3.12) VENV=.venv-newest

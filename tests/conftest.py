@@ -3,9 +3,13 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
+from jax._src import compiler
+
+import aa_flax
 
 # Before any backend is used, so that sharding is tested on every machine.
 jax.config.update("jax_num_cpu_devices", 8)
@@ -22,6 +26,29 @@ for _name, _value in _QUICK.items():
     jax.config.update(_name, _value)
     os.environ.setdefault(_name.upper(), str(_value))
 
+# XLA's newer way to write loops for the CPU takes two to three times as long to compile as the older one, where it has
+# both. JAX takes such options for one program at a time; here they are for all, those of single operations included.
+_OLDER_LOOPS = {"xla_cpu_use_fusion_emitters": False}
+_compile_options = compiler.get_compile_options
+
+
+def _quick_options(*args: Any, env_options_overrides: dict[str, Any] | None = None, **kwargs: Any) -> Any:
+    options = _OLDER_LOOPS | (env_options_overrides or {})
+    return _compile_options(*args, env_options_overrides=options, **kwargs)
+
+
+def _is_known(options: dict[str, Any]) -> bool:
+    """Whether this XLA has the options; one that does not, refuses every program."""
+    try:
+        jax.jit(lambda: 0).lower().compile(options)
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
+
+
+if _is_known(_OLDER_LOOPS):
+    compiler.get_compile_options = _quick_options
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _forget_programs() -> Iterator[None]:
@@ -30,9 +57,32 @@ def _forget_programs() -> Iterator[None]:
     jax.clear_caches()
 
 
+# Begun first, as one of these begun last would leave the other worker idle.
+_LONG = ("train_fit", "docs", "benchmarks", "models", "meshes", "recorded", "downsample", "reproduce", "evaluate")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {f"test_{name}": i for i, name in enumerate(_LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_platform(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Networks hold the form of their blurs for this platform alone: tracing the others takes longer than all else.
+
+    What is compiled is the same. Modules whose subject the forms are, or the choice between them, are marked
+    `every_platform`; so is, unmarked, all that runs as a process of its own.
+    """
+    if request.node.get_closest_marker("every_platform"):
+        yield
+        return
+    with aa_flax.traced_for(jax.default_backend()):
+        yield
+
+
 @pytest.fixture
 def optimised() -> Iterator[None]:
-    """For tests that compute more than they compile: programs are compiled as a user's are."""
+    """For tests that compute more than they compile: programs are optimised as a user's are."""
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)

@@ -16,6 +16,8 @@ from jax.sharding import PartitionSpec as P
 import aa_flax
 from aa_flax import axis_maps, blurpool
 
+pytestmark = pytest.mark.every_platform
+
 NUMPY_MODE = {"reflect": "reflect", "replicate": "edge", "zero": "constant", "circular": "wrap"}
 PAD_TYPES = sorted(NUMPY_MODE)
 

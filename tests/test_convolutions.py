@@ -10,6 +10,8 @@ from jax import lax
 import aa_flax
 from aa_flax.models.convolutions import dense_conv, depthwise_conv
 
+pytestmark = pytest.mark.every_platform
+
 NUMBERS = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
 OPTIONS = {**NUMBERS, "feature_group_count": 5}
 

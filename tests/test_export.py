@@ -21,6 +21,8 @@ from aa_flax.models.abstract import abstract_model
 from aa_flax.weights import CheckpointError, safetensors_file
 from tests.foreign_networks import run, with_values
 
+pytestmark = pytest.mark.every_platform
+
 
 class Tiny(nnx.Module):
     """Somebody's network, with everything that an export has to cope with: eleven blocks, dropout, a blur."""

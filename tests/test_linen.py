@@ -13,6 +13,8 @@ import aa_flax.linen
 from aa_flax.models.abstract import abstract_model
 from tests.foreign_networks import run, with_values
 
+pytestmark = pytest.mark.every_platform
+
 
 def image(size: int = 33) -> jax.Array:
     return jnp.asarray(np.random.default_rng(3).normal(size=(2, size, size, 3)), jnp.float32)

@@ -20,7 +20,11 @@ from aa_flax.models.abstract import abstract_model
 from aa_flax.models.batch_norm import BatchNorm
 from aa_flax.models.convolutions import dense_conv, depthwise_conv
 
+pytestmark = pytest.mark.every_platform
+
 AXES = ("Auto", "Explicit")
+# Auto axes are no part of what is traced: where a mesh could matter, `make test` has Explicit ones.
+BOTH = [pytest.param("Auto", marks=pytest.mark.slow), "Explicit"]
 # One block a stage: every kind of layer, little to compile.
 SHALLOW = {"depths": (1, 1, 1, 1), "num_classes": 3}
 DENSE = {"growth_rate": 8, "num_init_features": 16}
@@ -87,7 +91,7 @@ def traced(name: str, axes: str) -> tuple[Any, Any, jax.ShapeDtypeStruct]:
 
 
 @pytest.mark.parametrize("what", ["forward", "gradient"])
-@pytest.mark.parametrize("axes", AXES)
+@pytest.mark.parametrize("axes", BOTH)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_families(name, axes, what):
     params, gradient, answer = traced(name, axes)
@@ -227,7 +231,7 @@ def layered():
     return functools.cache(lambda where: jax.device_get(program(placed[where]())))
 
 
-@pytest.mark.parametrize("axes", [pytest.param("Auto", marks=pytest.mark.slow), "Explicit"])
+@pytest.mark.parametrize("axes", BOTH)
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers(name, axes):
     (_, answer), gradient = layered()(axes)[name]
@@ -255,7 +259,7 @@ def test_networks_refuse_images_cut_in_space_on_explicit_axes():
         jax.eval_shape(function, arrays, images)
 
 
-@pytest.mark.parametrize("axes", AXES)
+@pytest.mark.parametrize("axes", BOTH)
 def test_all_is_made_and_used_within_a_mesh(axes):
     with jax.set_mesh(mesh(axes)):
         images = spread(np.ones((8, 32, 32, 3), np.float32), axes, "data")

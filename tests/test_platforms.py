@@ -10,6 +10,8 @@ from flax import nnx
 import aa_flax
 from aa_flax.models.convolutions import depthwise_conv
 
+pytestmark = pytest.mark.every_platform
+
 X = jax.random.normal(jax.random.key(0), (2, 9, 12, 3))
 
 
