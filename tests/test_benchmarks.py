@@ -68,6 +68,7 @@ def test_cost_of_antialiasing_is_taken_beside_plain_of_the_same_side(tmp_path):
     assert row["plain torch compile / ours"] == pytest.approx(2)
 
 
+@pytest.mark.slow
 def test_startup(tmp_path):
     report = _run(tmp_path, "startup", "--no-torch")
     assert len(report["tables"]["Seconds in a fresh process"]) == 6

@@ -9,7 +9,8 @@ import pytest
 from aa_flax.weights.config import read_config
 from train.__main__ import main
 
-pytestmark = pytest.mark.claims
+# Far more is computed than compiled.
+pytestmark = [pytest.mark.claims, pytest.mark.usefixtures("optimised")]
 WEIGHTS = Path(__file__).parents[1] / "weights"
 # Rounding of another processor may turn single answers: of 10,000 images, and of 50,000 pairs of crops.
 IMAGES = PAIRS = 0.03
