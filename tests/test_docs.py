@@ -11,6 +11,7 @@ from markdown_it import MarkdownIt
 
 from aa_flax.consistency import PROTOCOLS
 from aa_flax.downsample import METHODS
+from aa_flax.models.registry import MODELS
 from train.__main__ import COMMANDS
 from train.data.datasets import OPENERS
 
@@ -37,6 +38,7 @@ def run(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@patch.dict(MODELS)
 @patch.dict(PROTOCOLS)
 @patch.dict(METHODS)
 @patch.dict(OPENERS)
