@@ -13,7 +13,7 @@ from train.errors import CommandError
 from train.evaluate.scoring import read_offsets
 from train.fit.record import read_record
 from train.fit.runlog import read_scores
-from train.reproduce.measuring import read_numbers
+from train.reproduce.measuring import read_measured
 
 NESTED = "[" * 100_000 + "]" * 100_000
 HUGE = "1" + "0" * 400
@@ -46,7 +46,7 @@ def test_bad_json_is_a_line(kind, tmp_path):
         with pytest.raises(kind_of_error, match=r"config\.json") as error:
             read()
         assert "\n" not in str(error.value)
-    assert read_numbers(path) is None
+    assert read_measured(path) is None
     path.rename(tmp_path / "validation.json")
     with pytest.raises(CommandError, match=r"validation\.json is damaged"):
         read_scores(tmp_path)

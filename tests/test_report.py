@@ -16,7 +16,8 @@ from train.page.content import Cell, Figure, Page, Section, Table, plain
 from train.page.drawing import STYLE, Drawn
 from train.page.forms import to_html, to_markdown, write_page
 from train.reproduce import report, tables
-from train.reproduce.standings import Conditions, Entry, Measured, front, published_entries
+from train.reproduce.report import Conditions
+from train.reproduce.rows import Measured, Row, front, published_rows
 
 # What the reference's own tables set in bold type (on the front), by network; all other rows of
 # these tables are in italics. Their rows: the plain network and filters 2 to 5, from scratch.
@@ -47,22 +48,26 @@ REFERENCE_BEST = {
 
 def measured(top1: float, consistency: float, **changes) -> Measured:
     values = {
+        "identity": {},
+        "images": 250,
+        "unreadable": 0,
+        "timing": {},
         "top1": Estimate(top1, 0.5),
         "top5": Estimate(90.0, 0.4),
         "consistency": Estimate(consistency, 0.3),
         "milliseconds": 2.0,
         "weights": "resnet18.pth",
-        "published_file": True,
+        "published": True,
     }
     return Measured(**{**values, **changes})
 
 
-def with_measured(entries, model="resnet18", **changes):
+def with_measured(rows, model="resnet18", **changes):
     return [
         dataclasses.replace(e, measured=measured(e.top1 + 0.2, e.consistency - 0.7, **changes))
         if e.model == model and e.training != "finetuned"
         else e
-        for e in entries
+        for e in rows
     ]
 
 
@@ -77,19 +82,19 @@ CONDITIONS = Conditions(
 
 
 @pytest.fixture(scope="module")
-def entries():
-    return published_entries()
+def published():
+    return published_rows()
 
 
-def test_published_rows_are_complete(entries):
-    trainings = [entry.training for entry in entries]
-    assert len(entries) == 82
+def test_published_rows_are_complete(published):
+    trainings = [row.training for row in published]
+    assert len(published) == 82
     assert [trainings.count(t) for t in ("torchvision", "scratch", "finetuned")] == [23, 36, 23]
-    assert len({(e.spec, e.training) for e in entries}) == 82
+    assert len({(e.spec, e.training) for e in published}) == 82
 
 
-def test_front_equals_the_reference(entries):
-    families = report.families(entries)
+def test_front_equals_the_reference(published):
+    families = report.families(published)
     assert set(families) == set(REFERENCE_FRONT)
     for model, rows in families.items():
         table = tables.comparison(model, "Filter", [(r.filter_name, r) for r in rows])
@@ -131,8 +136,8 @@ def test_verdict(value, stderr, expected):
     assert tables.verdict(Estimate(value, stderr), 70.0)[0] == expected
 
 
-def test_measured_numbers_have_marks_of_their_own(entries):
-    rows = report.families(with_measured(entries))["resnet18"]
+def test_measured_numbers_have_marks_of_their_own(published):
+    rows = report.families(with_measured(published))["resnet18"]
     rows[0] = dataclasses.replace(rows[0], measured=measured(99.0, 99.0))
     rows[1] = dataclasses.replace(rows[1], measured=None)
     table = tables.comparison("resnet18", "Filter", [(r.filter_name, r) for r in rows])
@@ -150,17 +155,17 @@ def test_measured_numbers_have_marks_of_their_own(entries):
     assert tri3[6].text == "\u22120.70 beyond (2.3\u00d7)"
 
 
-def test_weights_that_were_not_published_are_marked(entries):
-    page = report.build(with_measured(entries, published_file=False), conditions=CONDITIONS)
+def test_weights_that_were_not_published_are_marked(published):
+    page = report.build(with_measured(published, published=False), conditions=CONDITIONS)
     text = to_markdown(page)
     assert "71.69 \u00b1 0.50 \u2020" not in text
     assert "71.89 \u00b1 0.50 \u2020" in text
     assert "resnet18.pth\u00a0\u2020" in text
-    assert "\u2020" not in to_markdown(report.build(entries))
+    assert "\u2020" not in to_markdown(report.build(published))
 
 
-def test_cost_compares_with_the_plain_network(entries):
-    rows = with_measured(entries)
+def test_cost_compares_with_the_plain_network(published):
+    rows = with_measured(published)
     plain_row = next(e for e in rows if e.spec == "resnet18_plain")
     index = rows.index(plain_row)
     rows[index] = dataclasses.replace(plain_row, measured=measured(69.0, 85.0, milliseconds=1.0))
@@ -170,14 +175,14 @@ def test_cost_compares_with_the_plain_network(entries):
     assert texts["resnet18_lpf2"] == ["2.00", "2.00\u00d7", "+2.59", "+1.20"]
 
 
-def test_networks_without_a_time_are_left_out_of_the_cost(entries):
-    rows = with_measured(entries, milliseconds=None)
+def test_networks_without_a_time_are_left_out_of_the_cost(published):
+    rows = with_measured(published, milliseconds=None)
     assert tables.costs(rows).rows == ()
     assert "Nothing was timed." in to_markdown(report.build(rows, conditions=CONDITIONS))
 
 
-def test_gains_equal_the_reference(entries):
-    rows = {r[0].text: [c.text for c in r[1:]] for r in tables.gains("", report.plain_and_finetuned(entries)).rows}
+def test_gains_equal_the_reference(published):
+    rows = {r[0].text: [c.text for c in r[1:]] for r in tables.gains("", report.plain_and_finetuned(published)).rows}
     assert len(rows) == 23
     assert rows["vgg11_bn"] == ["70.38", "72.63", "+2.25", "87.16", "90.67", "+3.51"]
     assert rows["resnext101_32x8d"] == ["79.31", "79.33", "+0.02", "91.33", "92.67", "+1.34"]
@@ -214,8 +219,8 @@ class Reader(html.parser.HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def published_html(entries):
-    return to_html(report.build(entries))
+def published_html(published):
+    return to_html(report.build(published))
 
 
 def test_html_is_whole_and_fetches_nothing(published_html):
@@ -242,7 +247,7 @@ def test_html_speaks_to_screen_readers(published_html):
         == page.tags.count("svg")
         == attributes.count("aria-label") - (page.tags.count("table") + page.tags.count("nav"))
     )
-    assert page.attributes.count(("scope", "row")) == sum(map(len, report.families(published_entries()).values())) + 23
+    assert page.attributes.count(("scope", "row")) == sum(map(len, report.families(published_rows()).values())) + 23
     assert ", off the Pareto front" in page.words
     assert ", on the Pareto front" in page.words
     assert ("lang", "en") in page.attributes
@@ -256,27 +261,27 @@ def test_figures_follow_the_page(published_html):
         assert "var(--ink)" in svg
 
 
-def test_every_published_number_is_in_both_forms(entries, published_html):
-    text = to_markdown(report.build(entries))
+def test_every_published_number_is_in_both_forms(published, published_html):
+    text = to_markdown(report.build(published))
     words = " ".join(Reader(published_html).words)
-    for entry in entries:
-        for number in (f"{entry.top1:.2f}", f"{entry.consistency:.2f}"):
-            assert number in text, (entry.spec, number)
-            assert number in words, (entry.spec, number)
+    for row in published:
+        for number in (f"{row.top1:.2f}", f"{row.consistency:.2f}"):
+            assert number in text, (row.spec, number)
+            assert number in words, (row.spec, number)
 
 
-def test_markdown_is_in_the_form_of_the_paper(entries):
-    text = to_markdown(report.build(entries))
+def test_markdown_is_in_the_form_of_the_paper(published):
+    text = to_markdown(report.build(published))
     assert "| *Baseline* | *56.55* | *78.18* |" in text
     assert "| **Rect-2** | **57.24** | 81.33 |" in text
     assert "| **Tri-4** | 56.72 | **82.54** |" in text
     assert "| *Bin-5* | *56.58* | *82.51* |" in text
 
 
-def test_strange_names_stay_text(entries):
+def test_strange_names_stay_text(published):
     name = "a|b<script>alert(1)</script>*`_$&"
     conditions = dataclasses.replace(CONDITIONS, data=name, device=name)
-    rows = with_measured(entries, weights=name)
+    rows = with_measured(published, weights=name)
     page = report.build(rows, conditions=conditions, missing=[(name, name)])
     read = Reader(to_html(page))
     assert "script" not in read.tags
@@ -315,8 +320,8 @@ class Dot:
         return b"png"
 
 
-def test_names_in_pictures_do_not_meet(entries):
-    rows = with_measured(entries, "resnet34")
+def test_names_in_pictures_do_not_meet(published):
+    rows = with_measured(published, "resnet34")
     for figure in report.build(rows, conditions=CONDITIONS).figures():
         assert isinstance(figure.picture, Drawn)
         with matplotlib.rc_context(STYLE):
@@ -331,8 +336,8 @@ def test_names_in_pictures_do_not_meet(entries):
                 assert not one.get_window_extent().overlaps(other.get_window_extent()), pair
 
 
-def test_pictures_do_not_shrink_beyond_reading(entries):
-    overview = next(figure for figure in report.build(entries).figures() if figure.name == "overview")
+def test_pictures_do_not_shrink_beyond_reading(published):
+    overview = next(figure for figure in report.build(published).figures() if figure.name == "overview")
     sizes = re.search(r'<svg style="min-width:(\d+)pt".*?width="([\d.]+)pt"', overview.picture.svg())
     assert sizes
     least, natural = (float(size) for size in sizes.groups())
@@ -349,23 +354,23 @@ def test_write_page_leaves_only_whole_files(tmp_path):
     assert 'aria-label="a dot"' in document.read_text()
 
 
-def test_nothing_measured_is_said(entries):
-    page = report.build(entries, conditions=CONDITIONS, missing=[("resnet18_lpf2", "no such file")])
+def test_nothing_measured_is_said(published):
+    page = report.build(published, conditions=CONDITIONS, missing=[("resnet18_lpf2", "no such file")])
     text = to_markdown(page)
     assert "No checkpoint was found, so nothing was measured." in text
     assert "0 of the 82 rows were measured" in text
 
 
 @pytest.mark.parametrize(("images", "warned"), [(250, True), (50_000, False)])
-def test_a_smaller_set_is_warned_of(entries, images, warned):
+def test_a_smaller_set_is_warned_of(published, images, warned):
     conditions = dataclasses.replace(CONDITIONS, images=images)
-    text = to_markdown(report.build(with_measured(entries), conditions=conditions))
+    text = to_markdown(report.build(with_measured(published), conditions=conditions))
     assert ("Read the differences with care" in text) == warned
 
 
-def test_entry_of_an_unusual_filter_has_a_name():
-    entry = Entry(model="resnet18", filter_size=7, training="scratch", top1=1.0, consistency=2.0)
-    assert (entry.spec, entry.filter_name) == ("resnet18_lpf7", "Bin-7")
+def test_row_of_an_unusual_filter_has_a_name():
+    row = Row(model="resnet18", filter_size=7, training="scratch", top1=1.0, consistency=2.0)
+    assert (row.spec, row.filter_name) == ("resnet18_lpf7", "Bin-7")
 
 
 def without_figures(page: Page) -> Page:
@@ -376,8 +381,8 @@ def without_figures(page: Page) -> Page:
     return dataclasses.replace(page, sections=tuple(sections))
 
 
-def test_the_published_page_of_the_documents_is_current(entries):
+def test_the_published_page_of_the_documents_is_current(published):
     page = Path(__file__).parents[1] / "docs/published.md"
-    made = to_markdown(without_figures(report.build(entries)))
+    made = to_markdown(without_figures(report.build(published)))
     assert page.read_text("utf-8") == made, "write to docs/published.md what this test expects"
     assert "![" not in made

@@ -13,7 +13,8 @@ from PIL import Image
 from aa_flax.consistency import Estimate
 from train.page.forms import to_html
 from train.reproduce import report
-from train.reproduce.standings import Conditions, Entry, Measured, published_entries
+from train.reproduce.report import Conditions
+from train.reproduce.rows import Measured, Row, published_rows
 
 pytestmark = pytest.mark.browser
 
@@ -39,17 +40,21 @@ def open_page(chromium: str, page: Path, screenshot: Path, *, dark: bool = False
     return "\n".join(line for line in done.stderr.splitlines() if ":CONSOLE" in line)
 
 
-def measured_entries() -> list[Entry]:
+def measured_rows() -> list[Row]:
     """The published rows of a few networks, one of them measured."""
     found = Measured(
+        identity={},
+        images=250,
+        unreadable=0,
+        timing={},
         top1=Estimate(70.0, 0.4),
         top5=Estimate(90.0, 0.3),
         consistency=Estimate(86.0, 0.2),
         milliseconds=3.5,
         weights="resnet18_plain from <strange> & file.pth",
-        published_file=False,
+        published=False,
     )
-    rows = [entry for entry in published_entries() if entry.model in ("resnet18", "vgg11", "densenet161")]
+    rows = [row for row in published_rows() if row.model in ("resnet18", "vgg11", "densenet161")]
     rows[0] = dataclasses.replace(rows[0], measured=found)
     return rows
 
@@ -59,7 +64,7 @@ def page(tmp_path_factory) -> Path:
     conditions = Conditions(
         data="val", images=250, fingerprint="ab" * 32, protocol="five pairs", device="a CPU", timing="Median."
     )
-    text = to_html(report.build(measured_entries(), conditions=conditions, missing=[("vgg11", "absent")]))
+    text = to_html(report.build(measured_rows(), conditions=conditions, missing=[("vgg11", "absent")]))
     path = tmp_path_factory.mktemp("page") / "report.html"
     path.write_text(text)
     return path

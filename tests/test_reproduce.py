@@ -16,9 +16,8 @@ from aa_flax.weights.store import Preprocessing
 from train.__main__ import main
 from train.data.wnids import imagenet_wnids
 from train.errors import CommandError
-from train.reproduce import command as reproduce
 from train.reproduce import measuring, published_weights
-from train.reproduce.published_weights import checkpoints, choose
+from train.reproduce.rows import choose, published_rows
 
 pytestmark = pytest.mark.usefixtures("optimised")
 SMALL = Preprocessing(resize=40, crop=32)
@@ -71,7 +70,7 @@ def forbid_measuring(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(reproduce, "measure", refuse)
+    monkeypatch.setattr("train.reproduce.command.measure", refuse)
 
 
 # Choosing networks.
@@ -79,7 +78,7 @@ def forbid_measuring(monkeypatch):
 
 def test_choose():
     def specs(*patterns):
-        return [c.name for c in choose(checkpoints(), patterns)]
+        return [row.name for row in choose(published_rows(), patterns)]
 
     assert len(specs()) == 82
     assert len(specs("mobilenet_v2")) == 6
@@ -181,7 +180,7 @@ def test_ctrl_c_keeps_what_is_done(weights, photos, tmp_path, capsys, monkeypatc
             raise KeyboardInterrupt
         return measure(found, *args, **kwargs)
 
-    monkeypatch.setattr(reproduce, "measure", stop_at_the_second)
+    monkeypatch.setattr("train.reproduce.command.measure", stop_at_the_second)
     assert main(command(weights, photos, tmp_path / "out")) == 130
     assert "the same command goes on" in capsys.readouterr().err.replace("\n", " ")
     assert [path.name for path in (tmp_path / "out/results").iterdir()] == ["resnet18_plain_torchvision.json"]

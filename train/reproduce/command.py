@@ -24,29 +24,20 @@ from train.page.content import Page
 from train.page.forms import write_page
 from train.reproduce import report
 from train.reproduce.measuring import (
-    Numbers,
     Photos,
     Settings,
     comparable,
     identity,
     measure,
     open_validation,
-    read_numbers,
+    read_measured,
     timed_anew,
     timing_conditions,
-    write_numbers,
+    write_measured,
 )
-from train.reproduce.published_weights import (
-    Checkpoint,
-    UnreachableError,
-    Weights,
-    checkpoints,
-    choose,
-    download,
-    find,
-    where_expected,
-)
-from train.reproduce.standings import Conditions, Entry, Measured, published_entries
+from train.reproduce.published_weights import UnreachableError, Weights, download, find, where_expected
+from train.reproduce.report import Conditions
+from train.reproduce.rows import Measured, Row, choose, published_rows
 
 RESULTS = "results"
 STOPPED = 130
@@ -108,9 +99,9 @@ class Config:
 
 @dataclass
 class Outcome:
-    """What a run has come to: numbers by (spec, training), and what could not be measured."""
+    """What a run has come to: what was measured, by the stem of its row, and what could not be."""
 
-    numbers: dict[tuple[str, str], Numbers] = field(default_factory=dict)
+    measured: dict[str, Measured] = field(default_factory=dict)
     missing: list[tuple[str, str]] = field(default_factory=list)
     failed: list[tuple[str, str]] = field(default_factory=list)
 
@@ -127,10 +118,10 @@ def run(config: Config) -> int:
     console = open_console(stderr=True)
     if config.published_only:
         _make(config.output)
-        _write(config.output, report.build(published_entries()), console)
+        _write(config.output, report.build(published_rows()), console)
         return 0
     assert config.data is not None
-    chosen = choose(checkpoints(), config.models)
+    chosen = choose(published_rows(), config.models)
     photos = open_validation(config.data)
     _make(config.output)
     try:
@@ -140,14 +131,14 @@ def run(config: Config) -> int:
         kept = config.output / RESULTS
         print(printable(f"stopped; finished networks are kept in {kept}, the same command goes on"), file=sys.stderr)
         return STOPPED
-    entries = [_with_numbers(entry, outcome, config.settings) for entry in published_entries()]
+    rows = [dataclasses.replace(row, measured=outcome.measured.get(row.stem)) for row in published_rows()]
     page = report.build(
-        entries,
+        rows,
         conditions=_conditions(config, photos, outcome),
         missing=[*outcome.failed, *outcome.missing],
     )
     _write(config.output, page, console)
-    _summarise(outcome, len(entries))
+    _summarise(outcome, len(rows))
     return 1 if outcome.failed else 0
 
 
@@ -159,40 +150,40 @@ def _make(output: Path) -> None:
         raise CommandError(f"--output {output} cannot be made: {error.strerror}") from error
 
 
-def _measure_all(config: Config, chosen: Sequence[Checkpoint], photos: Photos, progress: Progress) -> Outcome:
+def _measure_all(config: Config, chosen: Sequence[Row], photos: Photos, progress: Progress) -> Outcome:
     outcome = Outcome()
     assert config.weights_root is not None
     networks = progress.add_task("networks", total=len(chosen))
     online = config.download
-    for checkpoint in chosen:
+    for row in chosen:
         try:
-            weights = find(config.weights_root, checkpoint)
+            weights = find(config.weights_root, row)
             if weights is None and online:
-                weights = _downloaded(config.weights_root, checkpoint, progress)
+                weights = _downloaded(config.weights_root, row, progress)
             if weights is not None:
-                outcome.numbers[checkpoint.key] = _numbers(config, checkpoint, weights, photos, progress)
+                outcome.measured[row.stem] = _measured(config, row, weights, photos, progress)
             else:
-                outcome.missing.append((checkpoint.name, where_expected(checkpoint)))
+                outcome.missing.append((row.name, where_expected(row)))
         except UnreachableError as error:
             # One failed attempt is enough: the others would each wait as long.
             online = False
-            outcome.missing.append((checkpoint.name, f"{where_expected(checkpoint)}; {error}"))
+            outcome.missing.append((row.name, f"{where_expected(row)}; {error}"))
         except CommandError as error:
-            outcome.failed.append((checkpoint.name, str(error)))
+            outcome.failed.append((row.name, str(error)))
         progress.advance(networks)
     _add_earlier(config, photos, outcome)
     return outcome
 
 
-def _downloaded(root: Path, checkpoint: Checkpoint, progress: Progress) -> Weights:
+def _downloaded(root: Path, row: Row, progress: Progress) -> Weights:
     megabyte = 1_000_000
-    task = progress.add_task(f"{checkpoint.published.file_name} (MB)", total=None)
+    task = progress.add_task(f"{row.file_name} (MB)", total=None)
 
     def show(done: int, total: int | None) -> None:
         progress.update(task, completed=done // megabyte, total=total and total // megabyte)
 
     try:
-        return download(root, checkpoint, show)
+        return download(root, row, show)
     finally:
         progress.remove_task(task)
 
@@ -200,63 +191,50 @@ def _downloaded(root: Path, checkpoint: Checkpoint, progress: Progress) -> Weigh
 def _add_earlier(config: Config, photos: Photos, outcome: Outcome) -> None:
     """Adds what earlier runs into this directory measured of networks that are not there, or not chosen, now."""
     failed = {name for name, _ in outcome.failed}
-    for checkpoint in checkpoints():
-        if checkpoint.key in outcome.numbers or checkpoint.name in failed:
+    for row in published_rows():
+        if row.stem in outcome.measured or row.name in failed:
             continue
-        known = read_numbers(config.output / RESULTS / f"{checkpoint.stem}.json")
-        if known is not None and comparable(known, photos, config.settings):
-            outcome.numbers[checkpoint.key] = known
-    outcome.missing = [(name, reason) for name, reason in outcome.missing if name not in _names(outcome)]
+        known = read_measured(_results(config, row))
+        if known is None or not comparable(known, photos, config.settings):
+            continue
+        if known.timing != timing_conditions(config.settings):
+            # Times of an earlier run on another machine say nothing beside those of this one.
+            known = dataclasses.replace(known, milliseconds=None)
+        outcome.measured[row.stem] = known
+        outcome.missing = [(name, reason) for name, reason in outcome.missing if name != row.name]
 
 
-def _names(outcome: Outcome) -> set[str]:
-    return {checkpoint.name for checkpoint in checkpoints() if checkpoint.key in outcome.numbers}
+def _results(config: Config, row: Row) -> Path:
+    return config.output / RESULTS / f"{row.stem}.json"
 
 
-def _numbers(config: Config, checkpoint: Checkpoint, weights: Weights, photos: Photos, progress: Progress) -> Numbers:
-    """A network's numbers, from an earlier run where they are of the same weights, photos and protocol."""
-    path = config.output / RESULTS / f"{checkpoint.stem}.json"
-    known = read_numbers(path)
+def _measured(config: Config, row: Row, weights: Weights, photos: Photos, progress: Progress) -> Measured:
+    """What there is to say of a network, from an earlier run where that had the same weights, photos and protocol."""
+    known = read_measured(_results(config, row))
     if known is not None and known.identity == identity(weights, photos, config.settings):
         if known.timing == timing_conditions(config.settings):
-            _say(progress, checkpoint, known, "from an earlier run")
+            _say(progress, row, known, "from an earlier run")
             return known
-        numbers = timed_anew(known, weights, config.settings)
+        found = timed_anew(known, weights, config.settings)
     else:
-        task = progress.add_task(checkpoint.name, total=len(photos.source))
-        numbers = measure(weights, photos, config.settings, progress=lambda count: progress.advance(task, count))
+        task = progress.add_task(row.name, total=len(photos.source))
+        found = measure(weights, photos, config.settings, progress=lambda count: progress.advance(task, count))
         progress.remove_task(task)
-    write_numbers(path, numbers)
-    _say(progress, checkpoint, numbers, f"{numbers.milliseconds:.2f} ms an image")
+    write_measured(_results(config, row), found)
+    _say(progress, row, found, f"{found.milliseconds:.2f} ms an image")
     # A program for each network would fill the memory in the long run.
     jax.clear_caches()
-    return numbers
+    return found
 
 
-def _say(progress: Progress, checkpoint: Checkpoint, numbers: Numbers, note: str) -> None:
+def _say(progress: Progress, row: Row, found: Measured, note: str) -> None:
     """A line for each network, for people who wait and for logs, where bars are not drawn."""
-    text = f"{checkpoint.name}: top-1 {numbers.top1}, consistency {numbers.consistency}, {note}"
+    text = f"{row.name}: top-1 {found.top1}, consistency {found.consistency}, {note}"
     progress.console.print(text, soft_wrap=True)
 
 
-def _with_numbers(entry: Entry, outcome: Outcome, settings: Settings) -> Entry:
-    numbers = outcome.numbers.get((entry.spec, entry.training))
-    if numbers is None:
-        return entry
-    found = Measured(
-        top1=numbers.top1,
-        top5=numbers.top5,
-        consistency=numbers.consistency,
-        # Times of an earlier run on another machine say nothing beside those of this one.
-        milliseconds=numbers.milliseconds if numbers.timing == timing_conditions(settings) else None,
-        weights=numbers.weights,
-        published_file=numbers.published,
-    )
-    return dataclasses.replace(entry, measured=found)
-
-
 def _conditions(config: Config, photos: Photos, outcome: Outcome) -> Conditions:
-    images = {numbers.images for numbers in outcome.numbers.values()} or {len(photos.source)}
+    images = {found.images for found in outcome.measured.values()} or {len(photos.source)}
     return Conditions(
         data=str(photos.source.root),
         images=min(images),
@@ -291,7 +269,7 @@ def _write(output: Path, page: Page, console: Console) -> None:
 
 
 def _summarise(outcome: Outcome, rows: int) -> None:
-    print(f"measured {len(outcome.numbers)} of {rows} published rows")
+    print(f"measured {len(outcome.measured)} of {rows} published rows")
     for heading, listed in (("missing", outcome.missing), ("failed", outcome.failed)):
         if listed:
             print(f"{heading}: {len(listed)}")

@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ from train.data import ImageFolder, evaluation_batches, open_photos, reflect_mar
 from train.evaluate.scoring import protocols_for, score, whole_batch
 from train.networks import as_function, open_network
 from train.reproduce.published_weights import Weights
+from train.reproduce.rows import Measured
 
 FORMAT_VERSION = 1
 CONSISTENCY = "zhang2019"
-PLAIN_FIELDS = ("images", "unreadable", "weights", "published", "milliseconds", "timing")
+ESTIMATES = ("top1", "top5", "consistency")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,33 +69,6 @@ class Photos:
     fingerprint: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Numbers:
-    """What was measured of a network; `identity` tells whether it may be used again.
-
-    Attributes:
-        identity: Network, hash of the weights, fingerprint of the photos, settings of the protocols.
-        top1, top5, consistency: Percentages with standard errors.
-        images: Photos that count.
-        unreadable: Photos that could not be read.
-        weights: Where the weights came from, for people.
-        published: Whether they are the published file.
-        milliseconds: Median time of a forward pass, per image.
-        timing: What it was timed on and how; times of another machine are taken anew.
-    """
-
-    identity: dict[str, Any]
-    top1: Estimate
-    top5: Estimate
-    consistency: Estimate
-    images: int
-    unreadable: int
-    weights: str
-    published: bool
-    milliseconds: float
-    timing: dict[str, Any]
-
-
 def open_validation(data: Path) -> Photos:
     """ImageNet's validation photos: `data/val`, or the directory of class folders itself.
 
@@ -126,9 +100,9 @@ def identity(weights: Weights, photos: Photos, settings: Settings) -> dict[str, 
     return json.loads(json.dumps(content))
 
 
-def comparable(numbers: Numbers, photos: Photos, settings: Settings) -> bool:
+def comparable(known: Measured, photos: Photos, settings: Settings) -> bool:
     """Whether an earlier run measured these photos in this way, with whatever weights."""
-    kept = numbers.identity
+    kept = known.identity
     try:
         rule: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in kept["preprocessing"].items()
@@ -156,7 +130,7 @@ def measure(
     settings: Settings,
     *,
     progress: Callable[[int], None],
-) -> Numbers:
+) -> Measured:
     """Measures and times one network.
 
     Args:
@@ -185,7 +159,7 @@ def measure(
     finally:
         batches.close()
     accuracy = result.results["accuracy"]
-    return Numbers(
+    return Measured(
         identity=identity(weights, photos, settings),
         top1=_estimate(accuracy),
         top5=accuracy.parts["top5"],
@@ -199,12 +173,12 @@ def measure(
     )
 
 
-def timed_anew(numbers: Numbers, weights: Weights, settings: Settings) -> Numbers:
+def timed_anew(known: Measured, weights: Weights, settings: Settings) -> Measured:
     """The same percentages with the time that a forward pass takes here and now."""
     network = as_function(open_network(weights.path, weights.spec).model)
     with jax.default_matmul_precision("highest"):
         milliseconds = time_forward(network, weights.preprocessing.crop, settings)
-    return replace(numbers, milliseconds=milliseconds, timing=timing_conditions(settings))
+    return replace(known, milliseconds=milliseconds, timing=timing_conditions(settings))
 
 
 def time_forward(network: Partial, side: int, settings: Settings) -> float:
@@ -230,29 +204,25 @@ def _forward(network: Partial, images: jax.Array) -> jax.Array:
     return network(images)
 
 
-def write_numbers(path: Path, numbers: Numbers) -> None:
-    """Keeps numbers for the next run.
+def write_measured(path: Path, found: Measured) -> None:
+    """Keeps what was measured for the next run.
 
     Raises:
         OSError: The file cannot be written.
     """
-    content = {
-        "identity": numbers.identity,
-        **{name: getattr(numbers, name).as_dict() for name in ("top1", "top5", "consistency")},
-        **{name: getattr(numbers, name) for name in PLAIN_FIELDS},
-    }
+    content = {**vars(found), **{name: getattr(found, name).as_dict() for name in ESTIMATES}}
     write_atomically(path, json.dumps(content, indent=1).encode())
 
 
-def read_numbers(path: Path) -> Numbers | None:
-    """Numbers that `write_numbers` kept; None where there are none, or the file is none of its."""
+def read_measured(path: Path) -> Measured | None:
+    """What `write_measured` kept; None where nothing was, or the file is none of its."""
     try:
         content = read_json(path)
-        estimates = {name: _from_json(content[name]) for name in ("top1", "top5", "consistency")}
-        rest = {name: content[name] for name in ("identity", *PLAIN_FIELDS)}
+        found: dict[str, Any] = {field.name: content[field.name] for field in fields(Measured)}
+        found.update({name: _from_json(found[name]) for name in ESTIMATES})
+        return Measured(**found)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return Numbers(**estimates, **rest)
 
 
 def _estimate(result: Result) -> Estimate:

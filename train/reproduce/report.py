@@ -4,31 +4,39 @@ Tables have the form of the reference's own. The text of the report is here; its
 `train/reproduce/tables.py`, its drawings in `train/reproduce/figures.py`, its two file forms in `train/page/forms.py`.
 """
 
-import math
-import re
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 
-from aa_flax.consistency import Estimate
 from train.page.content import Block, Cell, Page, Section, Table, code, plain
-from train.reproduce import charts, figures, tables
-from train.reproduce.standings import Conditions, Entry, front
+from train.reproduce import figures, tables
+from train.reproduce.rows import Row, timed
 
 FULL_VALIDATION_SET = 50_000
 
-# The overview's panels: few enough networks in each that their names do not meet.
-PANELS = {
-    "VGG": r"vgg\d+$",
-    "VGG with batch norm": r"vgg\d+_bn$",
-    "ResNet": r"resnet",
-    "ResNeXt and Wide ResNet": r"resnext|wide_resnet",
-    "DenseNet": r"densenet",
-    "AlexNet, MobileNetV2 and others": r"",
-}
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """On what the measured numbers rest.
+
+    Attributes:
+        data: The directory of photos, for people.
+        images: How many photos.
+        fingerprint: Identifies the photos and their labels.
+        protocol: The consistency protocol with its settings, for people.
+        device: What ran the networks.
+        timing: How the time was taken, for people.
+    """
+
+    data: str
+    images: int
+    fingerprint: str
+    protocol: str
+    device: str
+    timing: str
 
 
 def build(
-    entries: Sequence[Entry],
+    rows: Sequence[Row],
     *,
     conditions: Conditions | None = None,
     missing: Sequence[tuple[str, str]] = (),
@@ -36,37 +44,37 @@ def build(
     """The report as a page.
 
     Args:
-        entries: Every published row, in the order of the tables.
+        rows: Every published row, in the order of the tables.
         conditions: How the measured numbers came about; None for published numbers alone.
         missing: What could not be measured, and why: (name, reason).
     """
     sections = [_how_to_read(conditions)]
     if conditions:
-        sections.append(_what_was_measured(entries, conditions, missing))
-    sections += _filter_sections(entries)
-    sections.append(_network_section(entries))
+        sections.append(_what_was_measured(rows, conditions, missing))
+    sections += _filter_sections(rows)
+    sections.append(_network_section(rows))
     if conditions:
-        sections.append(_cost_section(entries, conditions))
+        sections.append(_cost_section(rows, conditions))
     title = (
         "Anti-aliased networks: published and measured"
         if conditions
         else ("Anti-aliased networks: the published numbers")
     )
-    return Page(title=title, lead=_lead(entries, conditions), sections=tuple(sections))
+    return Page(title=title, lead=_lead(rows, conditions), sections=tuple(sections))
 
 
-def _lead(entries: Sequence[Entry], conditions: Conditions | None) -> tuple[str, ...]:
+def _lead(rows: Sequence[Row], conditions: Conditions | None) -> tuple[str, ...]:
     source = (
         "Accuracy and shift consistency of convolutional networks with and without BlurPool "
         "(Zhang, *Making Convolutional Networks Shift-Invariant Again*, ICML 2019), "
-        f"as published for {len({e.model for e in entries})} networks in {len(entries)} rows."
+        f"as published for {len({row.model for row in rows})} networks in {len(rows)} rows."
     )
     if conditions is None:
         return (source, "Every number here is a published one; nothing was measured.")
-    done = sum(entry.measured is not None for entry in entries)
+    done = sum(row.measured is not None for row in rows)
     lead = [
         source,
-        f"{done} of the {len(entries)} rows were measured here, beside their published values.",
+        f"{done} of the {len(rows)} rows were measured here, beside their published values.",
     ]
     if conditions.images < FULL_VALIDATION_SET:
         lead.append(
@@ -102,179 +110,96 @@ def _how_to_read(conditions: Conditions | None) -> Section:
     return Section(title="How to read this report", blocks=tuple(blocks))
 
 
-def _what_was_measured(entries: Sequence[Entry], conditions: Conditions, missing: Sequence[tuple[str, str]]) -> Section:
+def _what_was_measured(rows: Sequence[Row], conditions: Conditions, missing: Sequence[tuple[str, str]]) -> Section:
     blocks: list[Block] = [
         f"Photos: {conditions.images:,} in {code(conditions.data)}, fingerprint "
         f"`{conditions.fingerprint[:16]}`. Consistency: {plain(conditions.protocol)}. "
         f"Ran on {plain(conditions.device)}.",
-        tables.measured_networks(entries) or "No checkpoint was found, so nothing was measured.",
+        tables.measured_networks(rows) or "No checkpoint was found, so nothing was measured.",
     ]
     if missing:
-        rows = tuple((Cell(text=name), Cell(text=reason)) for name, reason in missing)
+        lines = tuple((Cell(text=name), Cell(text=reason)) for name, reason in missing)
         caption = f"Not measured: {len(missing)} checkpoint{'s' * (len(missing) != 1)}"
         columns = ("Checkpoint", "Why")
         words = frozenset({0, 1})
-        blocks.append(Table(caption=caption, columns=columns, rows=rows, words=words))
+        blocks.append(Table(caption=caption, columns=columns, rows=lines, words=words))
     return Section(title="What was measured", blocks=tuple(blocks))
 
 
-def _filter_sections(entries: Sequence[Entry]) -> list[Section]:
+def _filter_sections(rows: Sequence[Row]) -> list[Section]:
     """One part per network that was published with several filters, all trained from scratch."""
-    rows = families(entries)
-    intro = f"The {len(rows)} networks that were trained from scratch with every filter size."
+    found = families(rows)
+    intro = f"The {len(found)} networks that were trained from scratch with every filter size."
     return [
         Section(title="Filter sizes", blocks=(intro,)),
-        *(_family(model, family) for model, family in rows.items()),
+        *(_family(model, family) for model, family in found.items()),
     ]
 
 
-def families(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
+def families(rows: Iterable[Row]) -> dict[str, list[Row]]:
     """The reference's filter tables: by network, the baseline and the filters, all from scratch."""
-    rows: dict[str, list[Entry]] = {}
-    for entry in entries:
-        if entry.training != "finetuned":
-            rows.setdefault(entry.model, []).append(entry)
-    return {model: family for model, family in rows.items() if len(family) > 1}
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.training != "finetuned":
+            found.setdefault(row.model, []).append(row)
+    return {model: family for model, family in found.items() if len(family) > 1}
 
 
-def plain_and_finetuned(entries: Iterable[Entry]) -> list[tuple[Entry, Entry]]:
+def plain_and_finetuned(rows: Iterable[Row]) -> list[tuple[Row, Row]]:
     """The reference's main table: every network plain and anti-aliased, the latter fine-tuned."""
     plain_rows, tuned = {}, {}
-    for entry in entries:
-        if entry.training == "torchvision":
-            plain_rows[entry.model] = entry
-        elif entry.training == "finetuned":
-            tuned[entry.model] = entry
+    for row in rows:
+        if row.training == "torchvision":
+            plain_rows[row.model] = row
+        elif row.training == "finetuned":
+            tuned[row.model] = row
     return [(row, tuned[model]) for model, row in plain_rows.items() if model in tuned]
 
 
-def _family(model: str, rows: Sequence[Entry]) -> Section:
-    caption = f"{model}, in percent"
-    table = tables.comparison(caption, "Filter", [(r.filter_name, r) for r in rows])
-    published = [(r.top1, r.consistency) for r in rows]
-    panels = [("Published", _points(rows, published))]
-    measured = [row for row in rows if row.measured]
-    if measured:
-        panels.append(("Measured here", _measured_points(measured)))
+def _family(model: str, rows: Sequence[Row]) -> Section:
+    table = tables.comparison(f"{model}, in percent", "Filter", [(row.filter_name, row) for row in rows])
     caption = "Up and to the right is better; hollow points are off the Pareto front." + _origin(rows)
-    picture = figures.scatter(f"scatter-{model}", model, panels, caption=caption)
+    picture = figures.scatter(model, rows, caption=caption)
     return Section(title=model, level=3, blocks=(table, picture))
 
 
-def _origin(entries: Iterable[Entry]) -> str:
+def _origin(rows: Iterable[Row]) -> str:
     """What to add to a caption where measured points are of other weights than their series says."""
-    other = any(entry.measured and not entry.measured.published_file for entry in entries)
+    other = any(row.measured and not row.measured.published for row in rows)
     return f" {tables.OTHER_WEIGHTS} Some measured points are of weights that were not published." if other else ""
 
 
-def _points(rows: Sequence[Entry], numbers: Sequence[tuple[float, float]]) -> list[figures.Point]:
-    return [
-        figures.Point(
-            label=row.filter_name,
-            training=row.training,
-            top1=top1,
-            consistency=consistency,
-            front=ahead,
-        )
-        for row, (top1, consistency), ahead in zip(rows, numbers, front(numbers), strict=True)
-    ]
-
-
-def _measured_points(rows: Sequence[Entry]) -> list[figures.Point]:
-    found = [row.measured for row in rows if row.measured]
-    numbers = [(m.top1.value, m.consistency.value) for m in found]
-    return [
-        replace(
-            point,
-            top1_error=_error(m.top1),
-            consistency_error=_error(m.consistency),
-        )
-        for point, m in zip(_points(rows, numbers), found, strict=True)
-    ]
-
-
-def _error(estimate: Estimate) -> float:
-    return 0.0 if math.isnan(estimate.stderr) else estimate.stderr
-
-
-def _network_section(entries: Sequence[Entry]) -> Section:
-    pairs = plain_and_finetuned(entries)
+def _network_section(rows: Sequence[Row]) -> Section:
+    pairs = plain_and_finetuned(rows)
     blocks: list[Block] = [
         "Every network plain (torchvision's weights) and anti-aliased with four taps, fine-tuned "
         "from the plain weights.",
         tables.gains("Published: plain and anti-aliased", pairs),
     ]
-    measured = [e for pair in pairs for e in pair if e.measured]
+    measured = [(row.spec, row) for pair in pairs for row in pair if row.measured]
     if measured:
-        rows = [(e.spec, e) for e in measured]
-        blocks.append(tables.comparison("Measured beside published", "Network", rows))
+        blocks.append(tables.comparison("Measured beside published", "Network", measured))
     caption = "Published. An arrow leads from the plain network to the anti-aliased one."
-    blocks.append(figures.overview("overview", _overview_panels(pairs), caption=caption))
-    for field, quantity in (("top1", "Top-1 accuracy"), ("consistency", "Crop consistency")):
+    blocks.append(figures.overview(pairs, caption=caption))
+    for field, quantity in figures.QUANTITIES.items():
         caption = f"{quantity}: bars are published, the number is what anti-aliasing adds."
-        rows = [_bar(p, a, field) for p, a in pairs]
-        blocks.append(charts.bars(f"bars-{field}", rows, quantity=quantity, caption=caption))
+        blocks.append(figures.bars(field, pairs, caption=caption))
     return Section(title=f"All {len(pairs)} networks", blocks=tuple(blocks))
 
 
-def _overview_panels(
-    pairs: Sequence[tuple[Entry, Entry]],
-) -> list[tuple[str, list[tuple[figures.Point, figures.Point]]]]:
-    panels: dict[str, list[tuple[figures.Point, figures.Point]]] = {}
-    for plain_row, tuned in pairs:
-        panel = next(name for name, test in PANELS.items() if re.match(test, plain_row.model))
-        ends = (_overview_point(plain_row), _overview_point(tuned))
-        panels.setdefault(panel, []).append(ends)
-    return list(panels.items())
-
-
-def _overview_point(entry: Entry) -> figures.Point:
-    return figures.Point(
-        label=entry.model,
-        training=entry.training,
-        top1=entry.top1,
-        consistency=entry.consistency,
-    )
-
-
-def _bar(plain_row: Entry, tuned: Entry, field: str) -> charts.Bar:
-    def measured(entry: Entry) -> Estimate | None:
-        return getattr(entry.measured, field) if entry.measured else None
-
-    return charts.Bar(
-        label=plain_row.model,
-        plain=getattr(plain_row, field),
-        antialiased=getattr(tuned, field),
-        measured_plain=measured(plain_row),
-        measured_antialiased=measured(tuned),
-    )
-
-
-def _cost_section(entries: Sequence[Entry], conditions: Conditions) -> Section:
-    timed = tables.timed(entries)
+def _cost_section(rows: Sequence[Row], conditions: Conditions) -> Section:
     title = "Cost against gain"
-    if not timed:
+    if not timed(rows):
         return Section(title=title, blocks=("Nothing was timed.",))
-    rows = [
-        charts.Cost(
-            model=entry.model,
-            filter_size=entry.filter_size,
-            training=entry.training,
-            milliseconds=time,
-            top1=found.top1.value,
-            consistency=found.consistency.value,
-        )
-        for entry, found, time in timed
-    ]
     caption = (
         "Measured here. Lines lead from a plain network to its anti-aliased variants; the digit is the number of taps."
-        + _origin(entries)
+        + _origin(rows)
     )
     return Section(
         title=title,
         blocks=(
             f"Anti-aliasing adds computation but no parameters. {plain(conditions.timing)}",
-            tables.costs(entries),
-            charts.cost("cost", rows, device=conditions.device, caption=caption),
+            tables.costs(rows),
+            figures.cost(rows, device=conditions.device, caption=caption),
         ),
     )

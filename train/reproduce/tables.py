@@ -6,54 +6,53 @@ from dataclasses import replace
 
 from aa_flax.consistency import Estimate
 from train.page.content import Cell, Table
-from train.reproduce.standings import Entry, Measured, front
+from train.reproduce.rows import Measured, Row, front, timed
 
 OTHER_WEIGHTS = "\u2020"
 NOT_MEASURED = Cell(text="\u2013", spoken="not measured")
 
 
-def comparison(caption: str, heading: str, rows: Sequence[tuple[str, Entry]]) -> Table:
+def comparison(caption: str, heading: str, rows: Sequence[tuple[str, Row]]) -> Table:
     """Published numbers of named rows and, where there are any, measured ones, with their marks.
 
     Args:
         caption: Line above the table.
         heading: What the names in the first column are.
-        rows: Name and entry; Pareto marks are among these rows.
+        rows: Name and row; Pareto marks are among these rows.
     """
-    entries = [entry for _, entry in rows]
-    published = _marked([(entry.top1, entry.consistency) for entry in entries])
+    published = _marked([row.place for _, row in rows])
     names = [
         Cell(text=name, bold=not top1.italic, italic=top1.italic, spoken=_standing(top1))
         for (name, _), (top1, _) in zip(rows, published, strict=True)
     ]
     columns = (heading, "Accuracy", "Consistency")
     lines = [(name, *cells) for name, cells in zip(names, published, strict=True)]
-    if any(entry.measured for entry in entries):
+    if any(row.measured for _, row in rows):
         columns = (heading,)
         for quantity in ("Accuracy", "Consistency"):
             columns += (f"{quantity}, published", f"{quantity}, measured", "Difference")
         lines = [
             (name, top1, *found[:2], consistency, *found[2:])
-            for (name, top1, consistency), found in zip(lines, _measured_cells(entries), strict=True)
+            for (name, top1, consistency), found in zip(lines, _measured_cells([row for _, row in rows]), strict=True)
         ]
     return Table(caption=caption, columns=columns, rows=tuple(lines))
 
 
-def gains(caption: str, pairs: Sequence[tuple[Entry, Entry]]) -> Table:
+def gains(caption: str, pairs: Sequence[tuple[Row, Row]]) -> Table:
     """Published numbers of plain and anti-aliased networks, and what anti-aliasing adds."""
     numbers = [
         (p.top1, a.top1, a.top1 - p.top1, p.consistency, a.consistency, a.consistency - p.consistency) for p, a in pairs
     ]
     best = [max(column) for column in zip(*numbers, strict=True)]
     lines = []
-    for (plain, _), row in zip(pairs, numbers, strict=True):
+    for (plain, _), line in zip(pairs, numbers, strict=True):
         cells = [
             Cell(
                 text=signed(number) if column in (2, 5) else f"{number:.2f}",
                 bold=number == best[column],
                 spoken="best of its column" if number == best[column] else "",
             )
-            for column, number in enumerate(row)
+            for column, number in enumerate(line)
         ]
         lines.append((Cell(text=plain.model), *cells))
     columns = ("Network", "Accuracy, plain", "Accuracy, anti-aliased", "Gain")
@@ -61,15 +60,15 @@ def gains(caption: str, pairs: Sequence[tuple[Entry, Entry]]) -> Table:
     return Table(caption=caption, columns=columns, rows=tuple(lines))
 
 
-def measured_networks(entries: Iterable[Entry]) -> Table | None:
+def measured_networks(rows: Iterable[Row]) -> Table | None:
     """Every measured row with its standard errors and where its weights came from."""
     lines = []
-    for entry in entries:
-        found = entry.measured
+    for row in rows:
+        found = row.measured
         if found:
             numbers = [spread(e) for e in (found.top1, found.top5, found.consistency)]
-            origin = found.weights if found.published_file else f"{found.weights}\u00a0{OTHER_WEIGHTS}"
-            texts = [entry.spec, entry.training, *numbers, origin]
+            origin = found.weights if found.published else f"{found.weights}\u00a0{OTHER_WEIGHTS}"
+            texts = [row.spec, row.training, *numbers, origin]
             lines.append(tuple(Cell(text=text) for text in texts))
     if not lines:
         return None
@@ -77,21 +76,15 @@ def measured_networks(entries: Iterable[Entry]) -> Table | None:
     return Table(caption="Measured networks", columns=columns, rows=tuple(lines), words=frozenset({0, 1, 5}))
 
 
-def timed(entries: Iterable[Entry]) -> list[tuple[Entry, Measured, float]]:
-    """The rows whose forward pass was timed here, with what was measured and the milliseconds."""
-    found = [(entry, entry.measured) for entry in entries if entry.measured]
-    return [(entry, m, m.milliseconds) for entry, m in found if m.milliseconds is not None]
-
-
-def costs(entries: Iterable[Entry]) -> Table:
+def costs(rows: Iterable[Row]) -> Table:
     """Time of a forward pass beside the plain network's, and what the time bought."""
-    rows = timed(entries)
-    plain = {entry.model: (found, time) for entry, found, time in rows if entry.filter_size is None}
+    measured = timed(rows)
+    plain = {row.model: (found, time) for row, found, time in measured if row.filter_size is None}
     lines = []
-    for entry, found, time in rows:
-        texts = [entry.spec, entry.training, f"{time:.2f}", "", "", ""]
-        if entry.filter_size is not None and entry.model in plain:
-            base, base_time = plain[entry.model]
+    for row, found, time in measured:
+        texts = [row.spec, row.training, f"{time:.2f}", "", "", ""]
+        if row.filter_size is not None and row.model in plain:
+            base, base_time = plain[row.model]
             texts[3] = f"{time / base_time:.2f}\u00d7"
             texts[4] = signed(found.top1.value - base.top1.value)
             texts[5] = signed(found.consistency.value - base.consistency.value)
@@ -126,11 +119,11 @@ def verdict(measured: Estimate, published: float) -> tuple[str, str]:
     return f"{signed(difference)} beyond ({ratio:.1f}\u00d7)", f"{ratio:.1f} standard errors away"
 
 
-def _marked(points: Sequence[tuple[float, float]]) -> list[tuple[Cell, Cell]]:
-    """Two cells a point: italic off the front, bold where best of the column."""
-    best = tuple(max(column) for column in zip(*points, strict=True)) if points else ()
+def _marked(places: Sequence[tuple[float, float]]) -> list[tuple[Cell, Cell]]:
+    """Accuracy and consistency: italic off the front, bold where best of the column."""
+    best = tuple(max(column) for column in zip(*places, strict=True))
     rows = []
-    for point, ahead in zip(points, front(points), strict=True):
+    for place, ahead in zip(places, front(places), strict=True):
         pair = [
             Cell(
                 text=f"{number:.2f}",
@@ -138,35 +131,35 @@ def _marked(points: Sequence[tuple[float, float]]) -> list[tuple[Cell, Cell]]:
                 italic=not ahead,
                 spoken="best of its column" if number == highest else "",
             )
-            for number, highest in zip(point, best, strict=True)
+            for number, highest in zip(place, best, strict=True)
         ]
         rows.append((pair[0], pair[1]))
     return rows
 
 
-def _measured_cells(entries: Sequence[Entry]) -> list[tuple[Cell, Cell, Cell, Cell]]:
+def _measured_cells(rows: Sequence[Row]) -> list[tuple[Cell, Cell, Cell, Cell]]:
     """Measured accuracy, its difference, measured consistency, its difference, for each row."""
-    found = [entry.measured for entry in entries]
-    marks = iter(_marked([(m.top1.value, m.consistency.value) for m in found if m]))
-    rows = []
-    for entry, measured in zip(entries, found, strict=True):
+    marks = iter(_marked([row.measured.place for row in rows if row.measured]))
+    lines = []
+    for row in rows:
+        measured = row.measured
         if measured is None:
-            rows.append((NOT_MEASURED,) * 4)
+            lines.append((NOT_MEASURED,) * 4)
             continue
         top1, consistency = next(marks)
-        rows.append(
+        lines.append(
             (
                 replace(top1, text=_measured_text(measured, measured.top1)),
-                _difference(measured.top1, entry.top1),
+                _difference(measured.top1, row.top1),
                 replace(consistency, text=_measured_text(measured, measured.consistency)),
-                _difference(measured.consistency, entry.consistency),
+                _difference(measured.consistency, row.consistency),
             )
         )
-    return rows
+    return lines
 
 
 def _measured_text(measured: Measured, estimate: Estimate) -> str:
-    return spread(estimate) + ("" if measured.published_file else f" {OTHER_WEIGHTS}")
+    return spread(estimate) + ("" if measured.published else f" {OTHER_WEIGHTS}")
 
 
 def _difference(measured: Estimate, published: float) -> Cell:

@@ -1,0 +1,159 @@
+"""The rows of the published tables, the files that belong to them, and what was measured of them."""
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aa_flax.consistency import Estimate
+from aa_flax.weights import catalog
+from aa_flax.weights.catalog import Published
+from train.errors import CommandError
+
+FILTER_NAMES = {None: "Baseline", 2: "Rect-2", 3: "Tri-3", 4: "Tri-4", 5: "Bin-5"}
+
+# The published baselines are torchvision's first ImageNet weights of each network. Its file names
+# end in the first digits of the file's SHA-256.
+TORCHVISION_URL = "https://download.pytorch.org/models/"
+TORCHVISION_FILES = {
+    "alexnet": "alexnet-owt-7be5be79.pth",
+    "vgg11": "vgg11-8a719046.pth",
+    "vgg13": "vgg13-19584684.pth",
+    "vgg16": "vgg16-397923af.pth",
+    "vgg19": "vgg19-dcbb9e9d.pth",
+    "vgg11_bn": "vgg11_bn-6002323d.pth",
+    "vgg13_bn": "vgg13_bn-abd245e5.pth",
+    "vgg16_bn": "vgg16_bn-6c64b313.pth",
+    "vgg19_bn": "vgg19_bn-c79401a0.pth",
+    "resnet18": "resnet18-f37072fd.pth",
+    "resnet34": "resnet34-b627a593.pth",
+    "resnet50": "resnet50-0676ba61.pth",
+    "resnet101": "resnet101-63fe2227.pth",
+    "resnet152": "resnet152-394f9c45.pth",
+    "resnext50_32x4d": "resnext50_32x4d-7cdf4587.pth",
+    "resnext101_32x8d": "resnext101_32x8d-8ba56ff5.pth",
+    "wide_resnet50_2": "wide_resnet50_2-95faca4d.pth",
+    "wide_resnet101_2": "wide_resnet101_2-32ee1156.pth",
+    "densenet121": "densenet121-a639ec97.pth",
+    "densenet161": "densenet161-8d451a50.pth",
+    "densenet169": "densenet169-b2777c0a.pth",
+    "densenet201": "densenet201-c1103571.pth",
+    "mobilenet_v2": "mobilenet_v2-b0353104.pth",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What was measured of one network.
+
+    Attributes:
+        identity: Network, hash of the weights, fingerprint of the photos, settings of the protocols:
+            equal ones need no second measurement.
+        top1: Accuracy on every photo once, percent.
+        top5: The same with five guesses.
+        consistency: Crop consistency by the `zhang2019` protocol, percent.
+        images: Photos that count.
+        unreadable: Photos that could not be read.
+        weights: Where the weights came from, for people.
+        published: Whether they are the published file; otherwise a difference from the published
+            number says nothing about reproduction.
+        milliseconds: Median time of a forward pass, per image; None where none was taken here.
+        timing: What it was timed on and how; times of another machine are taken anew.
+    """
+
+    identity: dict[str, Any]
+    top1: Estimate
+    top5: Estimate
+    consistency: Estimate
+    images: int
+    unreadable: int
+    weights: str
+    published: bool
+    milliseconds: float | None
+    timing: dict[str, Any]
+
+    @property
+    def place(self) -> tuple[float, float]:
+        """Accuracy and consistency."""
+        return self.top1.value, self.consistency.value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row(Published):
+    """A published row; baselines have torchvision's file.
+
+    Attributes:
+        measured: What was measured of it here; None where nothing was.
+    """
+
+    measured: Measured | None = None
+
+    @property
+    def place(self) -> tuple[float, float]:
+        """Published accuracy and consistency."""
+        return self.top1, self.consistency
+
+    @property
+    def name(self) -> str:
+        """What a person calls it."""
+        return f"{self.spec} ({self.training})"
+
+    @property
+    def stem(self) -> str:
+        """What tells it apart; file name of what was measured of it, and of a directory of its converted weights."""
+        return f"{self.spec}_{self.training}"
+
+    @property
+    def filter_name(self) -> str:
+        """What the reference's tables call the filter."""
+        return FILTER_NAMES.get(self.filter_size, f"Bin-{self.filter_size}")
+
+
+def published_rows() -> list[Row]:
+    """Everything in `aa_flax.weights.catalog`; ResNet-18 comes before ResNet-101."""
+    rows = [Row(**{**vars(entry), **_file(entry)}) for entry in catalog.published()]
+    return sorted(rows, key=lambda row: _natural(row.model))
+
+
+def choose(rows: Sequence[Row], patterns: Sequence[str]) -> list[Row]:
+    """The rows whose network or spec matches one of the patterns; all without patterns.
+
+    Raises:
+        CommandError: A pattern that nothing matches.
+    """
+
+    def matches(row: Row, pattern: str) -> bool:
+        return any(fnmatch.fnmatchcase(name, pattern) for name in (row.model, row.spec, row.name))
+
+    for pattern in patterns:
+        if not any(matches(row, pattern) for row in rows):
+            models = list(dict.fromkeys(row.model for row in rows))
+            close = difflib.get_close_matches(pattern, models) or models
+            raise CommandError(f"--models {pattern!r} is none of the published networks; try {', '.join(close)}")
+    return [row for row in rows if not patterns or any(matches(row, pattern) for pattern in patterns)]
+
+
+def front(places: Sequence[tuple[float, float]]) -> list[bool]:
+    """Which places no other one beats: at least as good in both numbers and better in one."""
+    return [not any(a >= x and b >= y and (a, b) != (x, y) for a, b in places) for x, y in places]
+
+
+def timed(rows: Iterable[Row]) -> list[tuple[Row, Measured, float]]:
+    """The rows whose forward pass was timed here, with what was measured and the milliseconds."""
+    found = [(row, row.measured) for row in rows if row.measured]
+    return [(row, m, m.milliseconds) for row, m in found if m.milliseconds is not None]
+
+
+def _file(entry: Published) -> dict[str, str]:
+    if entry.url is not None:
+        return {}
+    name = TORCHVISION_FILES[entry.model]
+    prefix = name.removesuffix(".pth").rpartition("-")[2]
+    return {"url": TORCHVISION_URL + name, "sha256_prefix": prefix}
+
+
+def _natural(name: str) -> list[tuple[str, int]]:
+    parts = re.findall(r"(\D*)(\d*)", name)
+    return [(letters, int(digits or 0)) for letters, digits in parts]
