@@ -60,12 +60,10 @@ class Outcome:
 
     Attributes:
         scores: accuracy and crop consistency in percent, with standard errors.
-        probability: (images, shifts) of the right class as a digit moves along the diagonal.
-        predictions: (images, shifts), likewise.
+        predictions: (images, shifts) as a digit moves along the diagonal.
     """
 
     scores: dict[str, float]
-    probability: np.ndarray
     predictions: np.ndarray
 
 
@@ -114,7 +112,7 @@ def _outcome(config: Config, spec: str) -> Outcome:
         preprocess=consistency.Normalise(rule.mean, rule.std),
         device_batch=len(images),
     )
-    return Outcome(scores[max(scores)], moved.arrays["probability"], moved.arrays["predictions"])
+    return Outcome(scores[max(scores)], moved.arrays["predictions"])
 
 
 def _held_out(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,6 @@
 """The look of an HTML report: one light and one dark set of colours, and a set for paper."""
 
-# Light colours are also what a figure is drawn with; train/reproduce/figures.py turns each into its variable.
+# Light colours are also what a figure is drawn with; train/page/drawing.py turns each into its variable.
 LIGHT = {
     "--ink": "#1b1f24",
     "--soft": "#57606a",
