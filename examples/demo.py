@@ -60,7 +60,7 @@ class Outcome:
 
     Attributes:
         scores: accuracy and crop consistency in percent, with standard errors.
-        predictions: (images, shifts) as a digit moves along the diagonal.
+        predictions: (images, shifts) the answers as a digit moves along the diagonal.
     """
 
     scores: dict[str, float]
