@@ -9,6 +9,7 @@ from pathlib import Path
 
 import matplotlib
 import pytest
+from markdown_it import MarkdownIt
 from matplotlib.text import Annotation
 
 from aa_flax.consistency import Estimate
@@ -296,14 +297,18 @@ def test_rows_must_fit_the_heading():
         Table(caption="c", columns=("a", "b"), rows=((Cell(text="1"),),))
 
 
-@pytest.mark.parametrize("text", ["a*b_c", "`x`", r"back\slash", "<b>", "[x](y)", "**bold**", "a|b"])
+STRANGE = ["a*b_c", "`x`", r"back\slash", "<b>", "[x](y)", "**bold**", "a|b", "&lt;", "~~x~~", "a\\"]
+
+
+@pytest.mark.parametrize("text", STRANGE)
 def test_plain_text_survives_both_forms(text):
     page = Page(title="t", lead=(f"before {plain(text)} *after*",), sections=())
-    read = Reader(to_html(page))
-    assert f"before {text} after" in "".join(read.words)
-    assert "em" in read.tags
-    assert "strong" not in read.tags
-    assert "code" not in read.tags
+    github = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    for document in (to_html(page), github.render(to_markdown(page))):
+        read = Reader(document)
+        assert f"before {text} after" in "".join(read.words)
+        assert "em" in read.tags
+        assert not {"strong", "code", "s", "b"} & set(read.tags)
 
 
 def test_equal_headings_get_different_anchors():

@@ -116,7 +116,7 @@ class Page:
 
 def plain(text: str) -> str:
     """Text that means itself in a paragraph, whatever characters a file name brings along."""
-    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", text)
+    return re.sub(r"([\\`*_\[\]<>|&~])", r"\\\1", text)
 
 
 def code(text: str) -> str:

@@ -9,17 +9,16 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from markdown_it import MarkdownIt
+
 from aa_flax.files import write_atomically
 from train.page.content import Block, Cell, Figure, Page, Table, plain
 from train.page.style import CONTENT_POLICY, STYLE
 
 FIGURE_DIRECTORY = "figures"
 
-# A kept character, code, bold, italic, or a run of anything else.
-_PROSE = re.compile(
-    r"\\([\\`*_\[\]<>|])|`([^`]+)`|\*\*((?:\\.|[^*\\])+)\*\*|\*((?:\\.|[^*\\])+)\*|[^\\`*]+|.",
-    re.DOTALL,
-)
+# What a paragraph may hold: a kept character, code, bold and italic; all else stands for itself.
+_PROSE = MarkdownIt("zero").enable(["escape", "backticks", "emphasis"])
 
 
 def to_markdown(page: Page) -> str:
@@ -40,7 +39,7 @@ def to_html(page: Page, *, progress: Callable[[], None] = lambda: None) -> str:
     """
     anchors = _anchors(section.title for section in page.sections)
     body = [f"<h1>{html.escape(page.title)}</h1>"]
-    body += [f"<p>{_html_prose(paragraph)}</p>" for paragraph in page.lead]
+    body += [f"<p>{_PROSE.renderInline(paragraph)}</p>" for paragraph in page.lead]
     body.append(_contents(page, anchors))
     body.append("<main>")
     for section, anchor in zip(page.sections, anchors, strict=True):
@@ -124,9 +123,9 @@ def _html_block(block: Block) -> str:
     if isinstance(block, Figure):
         return (
             f'<figure id="{block.name}" tabindex="0">{_named_svg(block)}'
-            f"<figcaption>{_html_prose(block.caption)}</figcaption></figure>"
+            f"<figcaption>{_PROSE.renderInline(block.caption)}</figcaption></figure>"
         )
-    return f"<p>{_html_prose(block)}</p>"
+    return f"<p>{_PROSE.renderInline(block)}</p>"
 
 
 def _html_table(table: Table) -> str:
@@ -143,7 +142,7 @@ def _html_table(table: Table) -> str:
     # A wide table scrolls inside its own box; the box takes the keyboard so that it can.
     return (
         f'<div class="table" role="region" tabindex="0" aria-label="{label}"><table>'
-        f"<caption>{_html_prose(table.caption)}</caption>"
+        f"<caption>{_PROSE.renderInline(table.caption)}</caption>"
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
@@ -157,22 +156,6 @@ def _html_cell(cell: Cell) -> str:
     if cell.spoken:
         text += f'<span class="spoken">, {html.escape(cell.spoken)}</span>'
     return text
-
-
-def _html_prose(text: str) -> str:
-    """Escape a paragraph and set its code, bold and italic; a backslash keeps a character."""
-
-    def token(match: re.Match[str]) -> str:
-        kept, code, bold, italic = match.groups()
-        if code:
-            return f"<code>{html.escape(code, quote=False)}</code>"
-        if bold:
-            return f"<strong>{_html_prose(bold)}</strong>"
-        if italic:
-            return f"<em>{_html_prose(italic)}</em>"
-        return html.escape(kept or match[0], quote=False)
-
-    return _PROSE.sub(token, text)
 
 
 def _named_svg(figure: Figure) -> str:
