@@ -52,8 +52,8 @@ class Mean(nnx.Module):
 
 def tiny() -> Tiny:
     model = Tiny(nnx.Rngs(0))
-    for block in model.blocks:
-        block.kernel[...] = jax.random.normal(jax.random.key(id(block) % 97), (4, 4))
+    for i, block in enumerate(model.blocks):
+        block.kernel[...] = jax.random.normal(jax.random.key(i), (4, 4))
     return aa_flax.antialias(model, first=True)[0]
 
 
@@ -113,7 +113,8 @@ print(float(program.call(weights, x)["logits"][0, 0]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     model.eval()
-    assert float(done.stdout) == float(run(model, images(1))["logits"][0, 0])
+    # That the bits are those of the network is tested in one process: this one compiles with other options.
+    assert float(done.stdout) == pytest.approx(float(run(model, images(1))["logits"][0, 0]), rel=1e-5)
 
 
 def test_networks_of_this_package_export(tmp_path):
