@@ -1,8 +1,6 @@
 """`python -m train fit`: trains a network, from the first step or from where it stopped."""
 
-import collections
 import dataclasses
-import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -25,14 +23,12 @@ from train.fit.display import Display, duration, summary
 from train.fit.distributed import UPDATE_PATIENCE, LaunchConfig, Placement, Watch, check_batch, is_lead, leave, start
 from train.fit.inputs import dataset_facts
 from train.fit.interrupt import Interrupt
-from train.fit.loop import Ending
-from train.fit.network import abstract_network
+from train.fit.loop import Ending, train
 from train.fit.presets import preset, recipe_for
 from train.fit.record import read_record, shared_options
+from train.fit.run import Run, open_run
 from train.fit.rundir import claimed, default_run_dir
 from train.fit.runlog import check_log
-from train.fit.session import Session, open_session
-from train.fit.step import split_model
 from train.local_paths import require_local_paths
 
 Config = TrainConfig
@@ -139,52 +135,37 @@ def run(config: TrainConfig, *, report: bool = True) -> int:
 def _train(
     config: TrainConfig, run_dir: Path, dataset: Dataset, placement: Placement, console: Console | None, report: bool
 ) -> int:
-    per_epoch = steps_per_epoch(dataset, config.batch)
     with ExitStack() as stack:
-        display = Display(console, epochs=config.epochs, steps_per_epoch=per_epoch)
-        display.say(opening(config, dataset))
+        display = Display(console, epochs=config.epochs, steps_per_epoch=steps_per_epoch(dataset, config.batch))
         interrupt = stack.enter_context(Interrupt())
-        session = open_session(config, run_dir, dataset, placement, display, interrupt)
-        stack.callback(session.close)
+        opened = open_run(config, run_dir, dataset, placement, display, interrupt)
+        stack.callback(opened.close)
         with display:
-            ending = _to_the_end(session, display, run_dir)
-        if report or ending == "interrupted":
-            _report(config, run_dir, session, ending, console)
+            ending = _to_the_end(opened)
+        if console is not None and (report or ending == "interrupted"):
+            _report(opened, ending, console)
     return 0
 
 
-def opening(config: TrainConfig, dataset: Dataset) -> str:
-    """The first words of a run: what is about to be trained, before anything slow begins."""
-    network = abstract_network(config, dataset.num_classes)
-    parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(split_model(network)[1]))
-    devices = collections.Counter(device.device_kind for device in jax.devices())
-    return (
-        f"{config.model}: {parameters:,} parameters · {len(dataset.train):,} training and {len(dataset.val):,} "
-        f"validation images of {dataset.num_classes:,} classes · "
-        f"{', '.join(f'{count} x {kind}' for kind, count in devices.items())} · compiling"
-    )
-
-
-def _to_the_end(session: Session, display: Display, run_dir: Path) -> Ending:
+def _to_the_end(opened: Run) -> Ending:
     """Trains. Where one of several processes fails, it ends here: the others do not know, and nothing can be closed
     without them."""
-    config, training = session.around.config, session.training
     try:
         if jax.process_count() == 1:
-            return training.run()
+            return train(opened)
         advice = (
             "compiling or slow storage, or one of them has stopped or is gone; JAX ends all after "
-            f"--heartbeat-timeout {config.launch.heartbeat_timeout} s without it, and the same command, given to all "
-            "of them, continues"
+            f"--heartbeat-timeout {opened.config.launch.heartbeat_timeout} s without it, and the same command, given "
+            "to all of them, continues"
         )
         what = "an update in all processes"
-        with Watch(what, advice, sign=lambda: (training.step, display.signs), patience=UPDATE_PATIENCE):
-            return training.run()
+        with Watch(what, advice, sign=lambda: (opened.step, opened.display.signs), patience=UPDATE_PATIENCE):
+            return train(opened)
     except (Exception, KeyboardInterrupt) as error:
         if jax.process_count() == 1:
             raise
-        session.around.log.close()
-        leave(_explained(error, config, run_dir) if isinstance(error, Exception) else error)
+        opened.log.close()
+        leave(_explained(error, opened.config, opened.directory) if isinstance(error, Exception) else error)
 
 
 def _explained(error: Exception, config: TrainConfig, run_dir: Path) -> Exception:
@@ -199,34 +180,30 @@ def _explained(error: Exception, config: TrainConfig, run_dir: Path) -> Exceptio
     return error
 
 
-def _report(config: TrainConfig, run_dir: Path, session: Session, ending: Ending, console: Console | None) -> None:
+def _report(opened: Run, ending: Ending, console: Console) -> None:
     """The last words of a run: where it stands and what comes next."""
-    if console is None:
-        return
-    training, around = session.training, session.around
-    total = around.steps_per_epoch * config.epochs
     if ending == "interrupted":
         console.print(
-            f"stopped by {around.interrupt.reason} at step {training.step:,} of {total:,}; everything is saved in "
-            f"{run_dir}. The same command continues.",
+            f"stopped by {opened.interrupt.reason} at step {opened.step:,} of {opened.last_step:,}; everything is "
+            f"saved in {opened.directory}. The same command continues.",
             soft_wrap=True,
         )
         return
-    speed, scores = training.meter.total, around.log.scores
-    rows = [("model", config.model), ("steps", f"{training.step:,} ({config.epochs} epochs)")]
-    if training.step in scores:
-        last = scores[training.step]
+    config, speed, scores = opened.config, opened.meter.total, opened.log.scores
+    rows = [("model", config.model), ("steps", f"{opened.step:,} ({config.epochs} epochs)")]
+    if opened.step in scores:
+        last = scores[opened.step]
         rows.append(("accuracy", f"{last['accuracy']:.2f} % (± {last['accuracy_stderr']:.2f})"))
         rows.append(("crop consistency", f"{last['consistency']:.2f} % (± {last['consistency_stderr']:.2f})"))
-    best = around.checkpoints.best_step()
-    if best is not None and best != training.step:
+    best = opened.checkpoints.best_step()
+    if best is not None and best != opened.step:
         rows.append(("best accuracy kept", f"{scores[best]['accuracy']:.2f} % at step {best:,}"))
     if speed.seconds:
         rows.append(("training time", f"{duration(speed.seconds)} in this process"))
         rows.append(("throughput", f"{speed.images_per_second:,.0f} images/s, {speed.wait:.1%} of it waiting for data"))
-    if around.feed.unreadable():
-        rows.append(("unreadable images", f"{around.feed.unreadable()}, named above"))
-    rows.append(("run", str(run_dir)))
+    if opened.feed.unreadable():
+        rows.append(("unreadable images", f"{opened.feed.unreadable()}, named above"))
+    rows.append(("run", str(opened.directory)))
     console.print(summary(rows, "finished"))
     # Outside the table, whose lines are broken: it is there to be copied.
-    console.print(f"next: python -m train export {shlex.quote(str(run_dir))} --output DIR", soft_wrap=True)
+    console.print(f"next: python -m train export {shlex.quote(str(opened.directory))} --output DIR", soft_wrap=True)

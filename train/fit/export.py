@@ -15,14 +15,13 @@ from aa_flax.weights.store import save_pretrained
 from train.data.wnids import imagenet_wnids
 from train.errors import CommandError
 from train.fit.checkpoint import Checkpoints, quiet_storage_library
-from train.fit.config import TrainConfig
 from train.fit.licences import licence_of
 from train.fit.network import abstract_network
 from train.fit.record import DATASET, FILE_NAME, Record, preprocessing_of, read_record
 from train.fit.rundir import CHECKPOINTS, has_checkpoints
 from train.fit.runlog import Scores, read_scores
-from train.fit.session import abstract_state, optimizer_of
 from train.fit.step import TrainState, split_model
+from train.fit.update import Update
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -149,7 +148,10 @@ def load_network(
     checkpoints = Checkpoints(run_dir / CHECKPOINTS, scores=accuracies, read_only=True)
     candidates = _candidates(checkpoints, checkpoint, run_dir)
     model = abstract_network(config, record.dataset["num_classes"])
-    restored = checkpoints.restore(_like(config, model), steps=candidates)
+    here = SingleDeviceSharding(jax.local_devices()[0])
+    # The schedule's length does not change the state's form.
+    like = Update(config, steps_per_epoch=1).form(model, here)
+    restored = checkpoints.restore(like, steps=candidates)
     assert restored is not None
     ema = config.optim.ema is not None and weights != "raw"
     state: TrainState = restored.state
@@ -169,10 +171,3 @@ def _candidates(checkpoints: Checkpoints, wanted: Literal["latest", "best"] | in
     if step not in steps:
         raise CommandError(f"--checkpoint {step}: {run_dir} has those of steps {', '.join(map(str, steps))}")
     return [step]
-
-
-def _like(config: TrainConfig, model: nnx.Module) -> TrainState:
-    # The schedule's length does not change the state's form.
-    shapes = abstract_state(config, model, optimizer_of(config, 1))
-    here = SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)

@@ -1,7 +1,14 @@
-"""How fast a run is, and how much of its time goes by waiting for data."""
+"""How fast a run is, how much of its time goes by waiting for data, and a profiler trace of what the devices do."""
 
 import dataclasses
 import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+TRACE_AFTER = 10
 
 
 @dataclasses.dataclass
@@ -63,3 +70,42 @@ class Meter:
     def pause(self) -> None:
         """What happens until the next update is not training."""
         self._mark = None
+
+
+class Tracer:
+    """Records a profiler trace of some updates: from the eleventh on, or of a shorter run the last.
+
+    Args:
+        directory: where it is written.
+        count: how many updates; 0 for none.
+        step: updates made so far.
+        last_step: updates in the whole run.
+        say: tells a person.
+
+    Attributes:
+        edges: the steps at which it begins and ends; without any where nothing is recorded.
+    """
+
+    def __init__(self, directory: Path, count: int, step: int, last_step: int, say: Callable[[str], None]):
+        first = max(step, min(step + TRACE_AFTER, last_step - count))
+        self.edges: Sequence[int] = (first, first + count) if count else ()
+        self._directory, self._say, self._tracing = directory, say, False
+
+    def begin(self, step: int) -> None:
+        """Begins before the update after this step, if that is the first to be recorded."""
+        if step in self.edges[:1]:
+            jax.profiler.start_trace(str(self._directory))
+            self._tracing = True
+
+    def end(self, step: int, state: Any) -> None:
+        """Ends after this step, if that is the last to be recorded; see `stop`."""
+        if step in self.edges[1:]:
+            self.stop(state)
+
+    def stop(self, state: Any) -> None:
+        """Ends, if it has begun; ``state`` is what the last update makes, and is waited for."""
+        if self._tracing:
+            jax.block_until_ready(state)
+            jax.profiler.stop_trace()
+            self._tracing = False
+            self._say(f"profiler trace written to {self._directory}")

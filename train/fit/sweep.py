@@ -20,8 +20,8 @@ from train.fit.config import TrainConfig, validate
 from train.fit.distributed import Placement, check_batch
 from train.fit.feed import Feed, open_feed
 from train.fit.network import abstract_network, initial_network
-from train.fit.session import optimizer_of, train_step_of
-from train.fit.step import Batch, Metrics, TrainState, Tree, initial_state, split_model
+from train.fit.step import Batch, Metrics, TrainState, Tree, split_model
+from train.fit.update import Update
 from train.fit.validation import Validator
 
 
@@ -66,8 +66,8 @@ class Program:
 
     def update(self, numbers: Numbers, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """One update of the run with these numbers."""
-        step = train_step_of(numbers.put_into(self._config), self.dataset, self._model, self.per_epoch)
-        return step(state, batch)
+        update = Update(numbers.put_into(self._config), self.per_epoch)
+        return update.step(self._model, self.dataset)(state, batch)
 
     def network(self, params: Tree, stats: Tree) -> nnx.Module:
         """The network with weights, in evaluation mode."""
@@ -115,8 +115,7 @@ class Sweep:
         first = (
             split_model(initial_network(config, program.dataset))[1:] if start is None else (start.params, start.stats)
         )
-        optimizer = optimizer_of(config, program.per_epoch)
-        state = self._placement.everywhere(initial_state(*first, optimizer, ema=config.optim.ema is not None))
+        state = self._placement.everywhere(Update(config, program.per_epoch).start(*first))
         update = Partial(program.update, Numbers.of(config))
         # How images are varied is the update's affair.
         images = dataclasses.replace(config.data, augment="none"), config.batch

@@ -1,12 +1,16 @@
 """Figures that look like a result, but only come from a network that learns nothing."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from aa_flax.models.batch_norm import BatchNorm, FrozenBatchNorm
+from train.errors import CommandError
 from train.fit.config import TrainConfig
+from train.fit.step import TrainState, TrainStep
 
 # A loss within one percent of that of guessing has not moved: already the frequencies of the classes give more.
 UNMOVED = 0.01
@@ -50,3 +54,30 @@ def statistics_of_one_image(config: TrainConfig, model: nnx.Module) -> bool:
     images = config.bn_group or config.batch // config.accumulate
     layers = (layer for _, layer in nnx.iter_modules(model) if isinstance(layer, BatchNorm))
     return images == 1 and any(not isinstance(layer, FrozenBatchNorm) for layer in layers)
+
+
+def try_one_image(train_step: TrainStep, state: TrainState, batch: int, side: int, say: Callable[[str], None]) -> None:
+    """Says what is odd about BatchNorm over one image, and refuses it where that is a single value a channel.
+
+    Args:
+        train_step: the update; it is only traced.
+        state: what it starts from.
+        batch: images per update.
+        side: of the images.
+        say: tells a person.
+
+    Raises:
+        CommandError: the network's last maps are a single pixel.
+    """
+    images = {
+        "image": jax.ShapeDtypeStruct((batch, side, side, 3), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((batch,), jnp.int32),
+    }
+    try:
+        jax.eval_shape(train_step, state, images)
+    except ValueError as error:
+        raise CommandError(f"BatchNorm over one image (--batch, --accumulate, --bn-group): {error}") from error
+    say(
+        "BatchNorm takes its statistics from one image at a time (--batch, --accumulate, --bn-group), and from all of "
+        "them in evaluation: take more images, or --net.frozen-bn with --init"
+    )
