@@ -2,6 +2,6 @@
 
 from aa_flax.surgery.antialias import antialias
 from aa_flax.surgery.report import Change, SurgeryReport
-from aa_flax.surgery.trace import StridedOperation, find_strided
+from aa_flax.surgery.strides import StridedOperation, find_strided
 
 __all__ = ["Change", "StridedOperation", "SurgeryReport", "antialias", "find_strided"]

@@ -22,8 +22,8 @@ from aa_flax.surgery.plan import Place, Plan, Slots, Survey
 from aa_flax.surgery.refusals import ALREADY
 from aa_flax.surgery.report import STRIDE_1, SurgeryReport
 from aa_flax.surgery.slots import check_classes, check_slots
-from aa_flax.surgery.trace import TracedProgram, traced
 from aa_flax.surgery.walk import Surgeon
+from aa_flax.tracing.program import TracedProgram, traced
 from aa_flax.weights.identity import first_difference
 
 AnyModule = TypeVar("AnyModule", bound=nnx.Module)

@@ -7,9 +7,9 @@ from typing import Any, Literal
 from flax import nnx
 
 from aa_flax.downsample import METHODS, Downsample
-from aa_flax.surgery.flow import Flow
 from aa_flax.surgery.kinds import Path, children, dotted, enlarges, is_circular, kernel_size
-from aa_flax.surgery.trace import TracedProgram
+from aa_flax.tracing.flow import Flow
+from aa_flax.tracing.program import TracedProgram
 
 Slots = Mapping[str, str | int]
 Place = Literal["activation", "before", "after"]

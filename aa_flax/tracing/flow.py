@@ -8,7 +8,7 @@ from typing import Any
 
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
-from aa_flax.surgery.trace import GAVE, TOOK, TracedProgram, inner_programs, module_of
+from aa_flax.tracing.program import GAVE, TOOK, TracedProgram, inner_programs, module_of
 
 PRODUCTS = ("conv_general_dilated", "dot_general")
 _LOOPS = ("scan", "while", "cond")
@@ -51,7 +51,7 @@ class Flow:
     """A traced network as one list of steps.
 
     Args:
-        program: what :func:`aa_flax.surgery.trace.traced` gives.
+        program: what :func:`aa_flax.tracing.program.traced` gives.
     """
 
     def __init__(self, program: TracedProgram):

@@ -1,0 +1,1 @@
+"""What a network does with an input, read from its traced program."""
