@@ -72,10 +72,10 @@ class Blurs:
         elif self.plan.downsample == "blur":
             # One axis after the other, first to last: the axes to come are still at full size.
             after += sum(taps * math.prod(factors[i + 1 :]) for i, f in enumerate(factors) if f > 1)
-        calls = self.survey.shapes.get(change.path, [])
+        calls = self.survey.calls.get(change.path, [])
         if not calls:
             return dataclasses.replace(change, flops=(before, after))
-        pixels = sum(math.prod(output[:-1]) for _, output in calls)
+        pixels = sum(math.prod(call.gave[:-1]) for call in calls)
         return dataclasses.replace(change, flops=(pixels * before, pixels * after), per_pixel=False)
 
 

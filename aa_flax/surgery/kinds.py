@@ -40,10 +40,6 @@ POOLS = {nnx.max_pool: nn.max_pool, nnx.avg_pool: nn.avg_pool}
 BLURRED = (Downsample, BlurAfter, BlurBefore)
 
 
-def dotted(path: Path) -> str:
-    return ".".join(map(str, path))
-
-
 def children(node: Any) -> Iterator[tuple[Any, Any]]:
     if isinstance(node, nnx.Module):
         yield from [(k, v) for k, v in vars(node).items() if not k.startswith("_pytree__")]

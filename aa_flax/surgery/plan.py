@@ -7,9 +7,9 @@ from typing import Any, Literal
 from flax import nnx
 
 from aa_flax.downsample import METHODS, Downsample
-from aa_flax.surgery.kinds import Path, children, dotted, enlarges, is_circular, kernel_size
+from aa_flax.surgery.kinds import Path, children, enlarges, is_circular, kernel_size
 from aa_flax.tracing.flow import Flow
-from aa_flax.tracing.program import TracedProgram
+from aa_flax.tracing.program import TracedProgram, dotted
 
 Slots = Mapping[str, str | int]
 Place = Literal["activation", "before", "after"]
@@ -57,7 +57,7 @@ class Survey:
     Attributes:
         places: the dotted paths of each module, by its identity.
         circular: whether every convolution that sees neighbours lets the map go on at its other side.
-        shapes: for each module the shapes of its calls on the example; nothing without one.
+        calls: for each module its calls on the example; nothing without one.
         flow: the way that the example takes, or None.
     """
 
@@ -67,7 +67,7 @@ class Survey:
         self.places: dict[int, list[str]] = {}
         self.kinds: set[type] = set()
         self._modules: dict[str, nnx.Module] = {}
-        self.shapes = {} if program is None else program.shapes
+        self.calls = {} if program is None else program.calls
         self.flow = None if program is None else Flow(program)
         convs: dict[str, nnx.Conv] = {}
         for path, module in edges((), copy, set()):

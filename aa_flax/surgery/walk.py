@@ -16,7 +16,6 @@ from aa_flax.surgery.kinds import (
     Path,
     children,
     describe,
-    dotted,
     is_activation,
     is_pointwise,
     pool_arguments,
@@ -26,6 +25,7 @@ from aa_flax.surgery.kinds import (
 from aa_flax.surgery.plan import Plan, Survey
 from aa_flax.surgery.report import STRIDE_1, Change, SurgeryReport
 from aa_flax.surgery.slots import ARROW, names_of, reach
+from aa_flax.tracing.program import dotted
 
 
 class Surgeon:

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
@@ -57,11 +57,16 @@ class Flow:
     def __init__(self, program: TracedProgram):
         self._numbers = itertools.count()
         self.arguments: dict[int, tuple[int, ...]] = {}
+        self.uses: Counter[int] = Counter()
         env = self._arguments_of(program.jaxpr)
         self.inputs = {env[v] for v in program.inputs}
         self.steps = list(self._unroll(program.jaxpr, "", (), env))
         self.outputs = {env[v] for v in program.jaxpr.outvars if not isinstance(v, Literal)}
-        self.tags = Counter(step.tag for step in self.steps if step.tag)
+        self.uses.update(self.outputs)
+        named = [step for step in self.steps if step.tag]
+        self.tags = Counter(step.tag for step in named)
+        self._named = {step.tag: step for step in named}
+        self._makers = {step.results[0]: step for step in named}
 
     def _arguments_of(self, jaxpr: Jaxpr) -> dict[Var, int]:
         """Numbers for what a program is given."""
@@ -86,8 +91,11 @@ class Flow:
             if once and len(given[0]) == len(equation.outvars):
                 env.update(zip(equation.outvars, given[0], strict=True))
                 continue
+            results_inside = tuple(itertools.chain(*given))
+            # What a loop or a branch takes and gives counts as used, whatever its programs do with it.
+            self.uses.update((*operands, *results_inside))
             env.update((v, next(self._numbers)) for v in equation.outvars)
-            taken = tuple(itertools.chain(*given)) or operands
+            taken = results_inside or operands
             results = tuple(env[v] for v in equation.outvars)
             yield Step("join" if programs else name, scopes, context, taken, results, equation)
 
@@ -103,25 +111,38 @@ class Flow:
                 made.update(step.results)
         return frozenset(found)
 
+    def source(self, path: str, layers: Collection[str]) -> str | None:
+        """The one of these layers whose output a module takes where nothing else sees it, each called once, or None."""
+        if self.tags[TOOK + path] != 1:
+            return None
+        step = taken = self._named[TOOK + path]
+        # Between the two lie at most the names of modules that they are the last and the first layer of.
+        while self.uses[step.operands[0]] == 1 and step.operands[0] in self._makers:
+            step = self._makers[step.operands[0]]
+            layer = step.tag.removeprefix(GAVE)
+            if step.tag.startswith(GAVE) and layer in layers:
+                return layer if self.tags[step.tag] == 1 and step.context == taken.context else None
+        return None
+
     def behind_activation(self, path: str) -> str | None:
         """The module that alone takes what an activation makes of a layer's output, or None.
 
         Between the two lie only operations that treat every place of the map by itself and alike, one of them not
         linear: subsampling the module's input then gives the samples that a strided layer would have led to.
         """
-        starts = [step for step in self.steps if step.tag == GAVE + path]
-        if len(starts) != 1:
+        if self.tags[GAVE + path] != 1:
             return None
+        start = self._named[GAVE + path]
         # For each value made of the output, whether it has passed what is not linear.
-        made, targets = {starts[0].results[0]: False}, set()
-        alike = _Alike(starts[0], self.arguments)
+        made, targets = {start.results[0]: False}, set()
+        alike = _Alike(start, self.arguments)
         for step in self.steps:
             own = [made[o] for o in step.operands if o in made]
             if not own:
                 alike.note(step)
                 continue
             bent = any(own)
-            if step.context != starts[0].context:
+            if step.context != start.context:
                 return None
             if bent and step.tag.startswith(TOOK):
                 targets.add(step.tag.removeprefix(TOOK))

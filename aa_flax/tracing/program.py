@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
@@ -18,18 +18,27 @@ _SCOPE, ANTIALIASED = "module=", "antialiased="
 TOOK, GAVE = "took=", "gave="
 
 
+class Call(NamedTuple):
+    """One call of a module: the shapes of what it took first and gave, and whether it took nothing else."""
+
+    took: tuple[int, ...]
+    gave: tuple[int, ...]
+    alone: bool
+
+
 class Calls:
-    """The shapes of what each module took and gave, call by call, under its dotted path.
+    """The calls of each module, under its dotted path.
 
     A plain object, which is equal to itself alone: it hangs on modules as a static attribute, and those are compared.
     """
 
     def __init__(self):
-        self.shapes: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = {}
+        self.of: dict[str, list[Call]] = {}
 
-    def note(self, path: str, args: tuple[Any, ...], output: Any) -> None:
+    def note(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if args and isinstance(args[0], jax.Array) and isinstance(output, jax.Array):
-            self.shapes.setdefault(path, []).append((args[0].shape, output.shape))
+            call = Call(args[0].shape, output.shape, len(args) == 1 and not kwargs)
+            self.of.setdefault(path, []).append(call)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +49,16 @@ class TracedProgram:
         jaxpr: the program. Modules run in scopes of their names, and the arrays that they take first and give carry
             their names too (``TOOK``, ``GAVE``).
         inputs: the variables that hold the input.
-        shapes: for each module its calls, shapes of what it took first and gave.
+        calls: the calls of each module that takes an array first and gives one.
     """
 
     jaxpr: Jaxpr
     inputs: frozenset[Var]
-    shapes: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]]
+    calls: dict[str, list[Call]]
+
+
+def dotted(path: Sequence[Any]) -> str:
+    return ".".join(map(str, path))
 
 
 def traced(model: nnx.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> TracedProgram:
@@ -57,13 +70,13 @@ def traced(model: nnx.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | No
         copy = nnx.merge(graphdef, state)
         copy.eval()
         for path, module in list(nnx.iter_modules(copy, graph=True)):
-            _give_scope(module, ".".join(map(str, path)), calls)
+            _give_scope(module, dotted(path), calls)
         # Only what it computes matters, and outputs may be of any type.
         outputs = jax.tree.leaves(copy(*args, **(kwargs or {})))
         return [leaf for leaf in outputs if isinstance(leaf, jax.Array)]
 
     jaxpr = jax.make_jaxpr(run)(state, *args).jaxpr
-    return TracedProgram(jaxpr, frozenset(jaxpr.invars[len(jax.tree.leaves(state)) :]), calls.shapes)
+    return TracedProgram(jaxpr, frozenset(jaxpr.invars[len(jax.tree.leaves(state)) :]), calls.of)
 
 
 @functools.cache
@@ -71,12 +84,12 @@ def _scoped(kind: type) -> type:
     """A subclass whose calls run in a scope that names the instance."""
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        path = self._strided_scope.partition("=")[2]
-        with jax.named_scope(self._strided_scope):
+        path = self._traced_scope.partition("=")[2]
+        with jax.named_scope(self._traced_scope):
             if args and isinstance(args[0], jax.Array):
                 args = (checkpoint_name(args[0], TOOK + path), *args[1:])
             output = kind.__call__(self, *args, **kwargs)
-            self._strided_calls.note(path, args, output)
+            self._traced_calls.note(path, args, kwargs, output)
             return checkpoint_name(output, GAVE + path) if isinstance(output, jax.Array) else output
 
     return type(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__})
@@ -86,9 +99,9 @@ def _give_scope(module: nnx.Module, path: str, calls: Calls) -> None:
     if not callable(module):
         return  # containers count and list what they hold
     scope = f"{ANTIALIASED if isinstance(module, _OWN) else _SCOPE}{path}"
-    nodes = module._pytree__nodes.update({"_strided_scope": False, "_strided_calls": False})
+    nodes = module._pytree__nodes.update({"_traced_scope": False, "_traced_calls": False})
     # Past the class's own __setattr__: a frozen dataclass can be traced, too.
-    for name, value in (("_pytree__nodes", nodes), ("_strided_scope", scope), ("_strided_calls", calls)):
+    for name, value in (("_pytree__nodes", nodes), ("_traced_scope", scope), ("_traced_calls", calls)):
         object.__setattr__(module, name, value)
     object.__setattr__(module, "__class__", _scoped(type(module)))
 
