@@ -20,7 +20,7 @@ from aa_flax.axes import check_floating, per_axis, spatial_axes, whole_number
 from aa_flax.axis_maps import Band
 
 # The names numpy uses for the same index rules; the reference's short names are accepted as well.
-_NUMPY_PAD_MODES: dict[str, Literal["reflect", "edge", "constant", "wrap"]] = {
+NUMPY_PAD_MODES: dict[str, Literal["reflect", "edge", "constant", "wrap"]] = {
     "reflect": "reflect",
     "replicate": "edge",
     "zero": "constant",
@@ -59,7 +59,7 @@ def _padded_positions(size: int, filter_size: int, pad_type: str, pad_off: int) 
     width = (max(low, 0), max(high, 0))
     if pad_type == "zero":
         return np.pad(positions, width, constant_values=-1)
-    return np.pad(positions, width, _NUMPY_PAD_MODES[pad_type])
+    return np.pad(positions, width, NUMPY_PAD_MODES[pad_type])
 
 
 @functools.lru_cache(maxsize=1024)
@@ -147,8 +147,8 @@ def blur_axes(
 def canonical_pad_type(pad_type: str) -> str:
     """The full name of a pad type (``refl`` is ``reflect``); ValueError for an unknown one."""
     name = _PAD_ALIASES.get(pad_type, pad_type)
-    if name not in _NUMPY_PAD_MODES:
-        raise ValueError(f"pad_type must be one of {', '.join(_NUMPY_PAD_MODES)}, got {pad_type!r}")
+    if name not in NUMPY_PAD_MODES:
+        raise ValueError(f"pad_type must be one of {', '.join(NUMPY_PAD_MODES)}, got {pad_type!r}")
     return name
 
 

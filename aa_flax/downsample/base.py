@@ -11,6 +11,7 @@ from flax import nnx
 from jax import lax
 
 from aa_flax.axes import check_floating, spatial_axes
+from aa_flax.blurpool import NUMPY_PAD_MODES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,9 +82,6 @@ def map_axes(layer: Downsample, x: jax.Array, spatial_dims: int) -> range:
     return spatial_axes(type(layer).__name__, x, spatial_dims)
 
 
-_NUMPY_MODES: dict[str, Any] = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
-
-
 def pad(x: jax.Array, axis: int, low: int, high: int, pad_type: str) -> jax.Array:
     """The map with so many samples more at the ends of one axis."""
     if low == high == 0:
@@ -92,7 +90,7 @@ def pad(x: jax.Array, axis: int, low: int, high: int, pad_type: str) -> jax.Arra
         margins = [(low, high, 0) if i == axis else (0, 0, 0) for i in range(x.ndim)]
         return lax.pad(x, jnp.zeros((), x.dtype), margins)
     size = x.shape[axis]
-    positions = np.pad(np.arange(size), (low, high), _NUMPY_MODES[pad_type]).tolist()
+    positions = np.pad(np.arange(size), (low, high), NUMPY_PAD_MODES[pad_type]).tolist()
     # Of slices, whose gradient is no scatter: JAX would not know how that lies on a mesh with Explicit axes.
     before, after = (
         [lax.slice_in_dim(x, p, p + 1, axis=axis) for p in part] for part in (positions[:low], positions[low + size :])
