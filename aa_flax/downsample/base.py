@@ -50,7 +50,7 @@ class Downsample(nnx.Module):
         has_parameters: whether layers can only be made where channels and ``rngs`` are known.
     """
 
-    title: ClassVar[str] = ""
+    title: ClassVar[str] = "a method of its own"
     has_parameters: ClassVar[bool] = False
 
     @classmethod
