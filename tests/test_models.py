@@ -181,18 +181,18 @@ def test_initial_values_follow_the_reference():
     assert not dense.classifier.bias[...].any()
     mobile = aa_flax.create_model("mobilenet_v2", rngs=nnx.Rngs(0))
     assert np.asarray(mobile.classifier.kernel[...]).std() == pytest.approx(0.01, rel=0.01)
-    alex = aa_flax.create_model("alexnet", num_classes=10, rngs=nnx.Rngs(0))
+    alex = aa_flax.create_model("alexnet", num_classes=0, rngs=nnx.Rngs(0))
     assert np.abs(alex.conv2.kernel[...]).max() == pytest.approx((64 * 25) ** -0.5, rel=0.01)
     assert np.abs(alex.conv2.bias[...]).max() == pytest.approx((64 * 25) ** -0.5, rel=0.05)
 
 
 @pytest.fixture(scope="module")
 def resnet101():
-    """23 equal blocks in one stage, each with its own number in every tensor."""
+    """23 equal blocks in one stage, each with its own number in every tensor, of which two values stand for all."""
     graph, state = nnx.split(abstract("resnet101", num_classes=2))
     numbered = {}
     for number, (path, leaf) in enumerate(nnx.to_flat_state(state)):
-        numbered[path] = leaf.replace(np.full(leaf.shape, number, np.float16))
+        numbered[path] = leaf.replace(np.full(2, number, np.float16))
     return graph, nnx.from_flat_state(numbered)
 
 
