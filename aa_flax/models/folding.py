@@ -34,7 +34,7 @@ def fold(model: AnyModule, example: Any) -> AnyModule:
         model: it is used up; its variables may be traced or abstract.
         example: shape and dtype of an input.
     """
-    layers = {dotted(path): layer for path, layer in nnx.iter_modules(model)}
+    layers: dict[str, Any] = {dotted(path): layer for path, layer in nnx.iter_modules(model)}
     pairs = _adjacent_pairs(layers, traced(model, (jax.ShapeDtypeStruct(jnp.shape(example), example.dtype),)))
     pairs = {product: norm for product, norm in pairs.items() if _channels_agree(layers[product], layers[norm])}
     for product, norm in pairs.items():
