@@ -6,7 +6,9 @@ Runs are short: nothing is saved on the way, and weights are measured when asked
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import jax
@@ -20,9 +22,12 @@ from train.fit.config import TrainConfig, validate
 from train.fit.distributed import Placement, check_batch
 from train.fit.feed import Feed, open_feed
 from train.fit.network import abstract_network, initial_network
+from train.fit.recalibrate import settle_statistics
 from train.fit.step import Batch, Metrics, TrainState, Tree, split_model
-from train.fit.update import Update
+from train.fit.update import Update, preparation
 from train.fit.validation import Validator
+
+log = logging.getLogger(__name__)
 
 
 class Numbers(NamedTuple):
@@ -112,9 +117,7 @@ class Sweep:
             The last state, and the mean loss of the last epoch.
         """
         program = self.program(config)
-        first = (
-            split_model(initial_network(config, program.dataset))[1:] if start is None else (start.params, start.stats)
-        )
+        first = self._first_weights(config, program.dataset) if start is None else (start.params, start.stats)
         state = self._placement.everywhere(Update(config, program.per_epoch).start(*first))
         update = Partial(program.update, Numbers.of(config))
         # How images are varied is the update's affair.
@@ -122,9 +125,15 @@ class Sweep:
         feed = open_feed(config, update, program.dataset, self._placement, like=self._feeds.get(images))
         self._feeds[images] = feed
         step, losses = 0, []
-        while step < program.per_epoch * config.epochs:
-            state, metrics, count = feed.advance(state, step, program.per_epoch)
-            step += count
-            losses.append(jnp.atleast_1d(metrics["loss"])[:count])
-        feed.close()
+        with closing(feed):
+            while step < program.per_epoch * config.epochs:
+                state, metrics, count = feed.advance(state, step, program.per_epoch)
+                step += count
+                losses.append(jnp.atleast_1d(metrics["loss"])[:count])
         return state, float(jnp.concatenate(losses)[-program.per_epoch :].mean())
+
+    def _first_weights(self, config: TrainConfig, dataset: Dataset) -> tuple[Tree, Tree]:
+        network = initial_network(config, dataset)
+        settle_statistics(network, config, dataset, self._placement, preparation(config, dataset), log.warning)
+        _, params, stats = split_model(network)
+        return params, stats
