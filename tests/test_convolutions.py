@@ -16,6 +16,16 @@ NUMBERS = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
 OPTIONS = {**NUMBERS, "feature_group_count": 5}
 
 
+def answer_and_gradients(function, loss, x, kernel) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """A convolution's map, and the loss's gradients of images and kernel, from one program."""
+
+    @jax.jit
+    def program(x, kernel):
+        return function(x, kernel), *jax.grad(lambda *given: loss(function(*given)), (0, 1))(x, kernel)
+
+    return program(x, kernel)
+
+
 @pytest.mark.parametrize(
     ("size", "strides", "padding", "dilation"),
     [
@@ -36,9 +46,9 @@ def test_equals_the_native_convolution(size, strides, padding, dilation):
     def native(x, kernel):
         return lax.conv_general_dilated(x, kernel, strides, padding, rhs_dilation=dilation, **OPTIONS)
 
-    np.testing.assert_allclose(ours(x, kernel), native(x, kernel), rtol=1e-5, atol=1e-5)
-    for argument in (0, 1):
-        a, b = (jax.grad(lambda *v, f=f: jnp.sum(jnp.sin(f(*v))), argument)(x, kernel) for f in (ours, native))
+    found, want = (answer_and_gradients(f, lambda y: jnp.sum(jnp.sin(y)), x, kernel) for f in (ours, native))
+    np.testing.assert_allclose(found[0], want[0], rtol=1e-5, atol=1e-5)
+    for a, b in zip(found[1:], want[1:], strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
@@ -85,10 +95,10 @@ def test_blocks_as_channels_equal_the_strided_convolution(shape, size, stride, p
 
     with aa_flax.traced_for("cuda"):
         assert "transpose" in str(jax.make_jaxpr(ours)(x, kernel)), "the strided convolution was kept"
-        np.testing.assert_allclose(ours(x, kernel), native(x, kernel), rtol=1e-5, atol=5e-5)
-        for argument in (0, 1):
-            a, b = (jax.grad(lambda *v, f=f: jnp.sum(jnp.sin(f(*v))), argument)(x, kernel) for f in (ours, native))
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-4)
+        found, want = (answer_and_gradients(f, lambda y: jnp.sum(jnp.sin(y)), x, kernel) for f in (ours, native))
+    np.testing.assert_allclose(found[0], want[0], rtol=1e-5, atol=5e-5)
+    for a, b in zip(found[1:], want[1:], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-4)
 
 
 @pytest.mark.parametrize(
@@ -134,12 +144,13 @@ def test_a_product_of_matrices_equals_the_convolution(shape, size, strides, padd
             assert "conv_general_dilated" not in str(jax.make_jaxpr(ours)(x, kernel)), "the convolution was kept"
         exponent = {jnp.bfloat16: -5, jnp.float32: -16, jnp.float64: -40}[dtype]
         close = {"rtol": 2.0**exponent, "atol": 2.0**exponent * (size[0] * size[1]) ** 0.5}
-        y = ours(x, kernel)
-        assert y.dtype == dtype
-        np.testing.assert_allclose(y, native(x, kernel), **close)
-        for argument in (0, 1):
-            a, b = (jax.grad(lambda *v, f=f: jnp.sum(f(*v) ** 2), argument)(x, kernel) for f in (ours, native))
-            scale = float(jnp.abs(b).max())
+        found, want = (
+            [np.asarray(a) for a in answer_and_gradients(f, lambda y: jnp.sum(y**2), x, kernel)] for f in (ours, native)
+        )
+        assert found[0].dtype == dtype
+        np.testing.assert_allclose(found[0], want[0], **close)
+        for a, b in zip(found[1:], want[1:], strict=True):
+            scale = np.abs(b).max()
             np.testing.assert_allclose(a / scale, b / scale, **close)
 
 
