@@ -102,6 +102,7 @@ def test_a_run_killed_stopped_and_damaged_ends_as_the_undisturbed_one(tmp_path, 
     assert [line["step"] for line in lines(run_dir, "validation")] == [8, 16, 24]
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_losses_of_one(tmp_path, cache, undisturbed):
     for process in start_pair(tmp_path / "run", cache=cache, devices=1):
         finish(process)
