@@ -25,6 +25,11 @@ def values(*shape: int, seed: int = 0) -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
+def shape(function, *x: jax.Array) -> tuple[int, ...]:
+    """Of the answer, without computing it."""
+    return jax.eval_shape(function, *x).shape
+
+
 def close(a, b, tolerance: float = 1e-5) -> None:
     np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=tolerance, atol=tolerance)
 
@@ -37,21 +42,21 @@ def close(a, b, tolerance: float = 1e-5) -> None:
 def test_pools_with_one_tap_are_nnx(padding, window, strides):
     x = values(2, 11, 14, 3)
     for ours, theirs in ((aa_flax.nn.max_pool, nnx.max_pool), (aa_flax.nn.avg_pool, nnx.avg_pool)):
-        want = theirs(x, window, strides, padding)
-        close(ours(x, window, strides, padding, filter_size=1), want)
-        assert ours(x, window, strides, padding).shape == want.shape
-    want = nnx.avg_pool(x, window, strides, padding, count_include_pad=False)
-    close(aa_flax.nn.avg_pool(x, window, strides, padding, False, filter_size=1), want)
+        want = jax.jit(lambda x, f=theirs: f(x, window, strides, padding))(x)
+        close(jax.jit(lambda x, f=ours: f(x, window, strides, padding, filter_size=1))(x), want)
+        assert shape(lambda x, f=ours: f(x, window, strides, padding), x) == want.shape
+    want = jax.jit(lambda x: nnx.avg_pool(x, window, strides, padding, count_include_pad=False))(x)
+    close(jax.jit(lambda x: aa_flax.nn.avg_pool(x, window, strides, padding, False, filter_size=1))(x), want)
 
 
 def test_pools_take_what_nnx_takes():
-    for shape, window in (((9, 3), (2,)), ((2, 1, 5, 4, 3), (2, 2)), ((1, 3, 4, 5, 2), (2, 2, 2))):
-        x = values(*shape)
-        want = nnx.max_pool(x, window, window)
-        close(aa_flax.nn.max_pool(x, window, window, filter_size=1), want)
-        average = jax.eval_shape(lambda x, window=window: aa_flax.nn.avg_pool(x, window, window), x)
-        assert average.shape == want.shape
-    assert aa_flax.nn.max_pool(values(1, 8, 8, 2).astype(jnp.bfloat16), (2, 2), (2, 2)).dtype == jnp.bfloat16
+    for size, window in (((9, 3), (2,)), ((2, 1, 5, 4, 3), (2, 2)), ((1, 3, 4, 5, 2), (2, 2, 2))):
+        x = values(*size)
+        want = jax.jit(lambda x, window=window: nnx.max_pool(x, window, window))(x)
+        close(jax.jit(lambda x, window=window: aa_flax.nn.max_pool(x, window, window, filter_size=1))(x), want)
+        assert shape(lambda x, window=window: aa_flax.nn.avg_pool(x, window, window), x) == want.shape
+    half = jax.ShapeDtypeStruct((1, 8, 8, 2), jnp.bfloat16)
+    assert jax.eval_shape(lambda x: aa_flax.nn.max_pool(x, (2, 2), (2, 2)), half).dtype == jnp.bfloat16
     with pytest.raises(ValueError, match=r"works on one axis, got images of shape \(1, 8, 8, 2\): write \(2, 2\)"):
         aa_flax.nn.max_pool(values(1, 8, 8, 2), (2,), (2,))
     with pytest.raises(ValueError, match="differ in length"):
@@ -121,13 +126,13 @@ def test_how_a_stride_is_shared_out(stride, shares):
 def test_blocks():
     x = values(2, 9, 10, 4)
     pool = aa_flax.nn.MaxBlurPool((3, 3), (2, 2), ((1, 1), (1, 1)), filter_size=3)
-    close(pool(x), aa_flax.max_blur_pool(x, 3, 3, 2, padding=1))
+    close(jax.jit(pool)(x), jax.jit(lambda x: aa_flax.max_blur_pool(x, 3, 3, 2, padding=1))(x))
     block = aa_flax.nn.ConvBlur(4, 6, (3, 3), norm=nnx.LayerNorm(6, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0))
-    close(block(x), aa_flax.blur_pool(nnx.relu(block.norm(block.conv(x)))))
+    close(jax.jit(block)(x), jax.jit(lambda x: aa_flax.blur_pool(nnx.relu(block.norm(block.conv(x)))))(x))
     other = aa_flax.nn.ConvBlur(4, 6, (3, 3), downsample=aa_flax.IdealLowPass(2), rngs=nnx.Rngs(0))
-    close(other(x), aa_flax.IdealLowPass(2)(nnx.relu(other.conv(x))))
-    assert aa_flax.nn.MaxBlurPool((2,))(values(1, 9, 2)).shape == (1, 4, 2)
-    assert aa_flax.nn.AvgBlurPool((2, 2, 2), (1, 2, 2))(values(1, 3, 8, 8, 2)).shape == (1, 2, 4, 4, 2)
+    close(jax.jit(other)(x), jax.jit(lambda x: aa_flax.IdealLowPass(2)(nnx.relu(other.conv(x))))(x))
+    assert shape(aa_flax.nn.MaxBlurPool((2,)), values(1, 9, 2)) == (1, 4, 2)
+    assert shape(aa_flax.nn.AvgBlurPool((2, 2, 2), (1, 2, 2)), values(1, 3, 8, 8, 2)) == (1, 2, 4, 4, 2)
     with pytest.raises(ValueError, match=r"kernel_size=3 is one number: .*\(3, 3\)"):
         aa_flax.nn.ConvBlur(4, 6, 3, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"strides must be a whole number >= 1 or 2 of them, .* got \(2,\)"):
@@ -173,7 +178,7 @@ def test_upsampling_in_two_and_three_dimensions():
 @pytest.mark.parametrize("pad_type", ["reflect", "replicate", "zero", "circular"])
 def test_constants_stay_constant(pad_type):
     for k, stride in ((2, 2), (3, 2), (4, 2), (6, 2), (4, 3), (6, 4)):
-        y = aa_flax.blur_upsample(jnp.full((1, 4, 5, 1), 3.0), k, stride, pad_type)
+        y = jax.jit(lambda x, k=k, s=stride: aa_flax.blur_upsample(x, k, s, pad_type))(jnp.full((1, 4, 5, 1), 3.0))
         assert y.shape == (1, 4 * stride, 5 * stride, 1)
         close(y, 3.0, 1e-6)
 
@@ -222,19 +227,21 @@ def test_misuse_of_upsampling():
 @pytest.mark.parametrize("k", [1, 4])
 def test_polyphase_keeps_the_grid_with_the_largest_norm(k):
     x = values(3, 6, 8, 2)
-    blurred = np.asarray(aa_flax.blur_pool(x, k, 1, "circular"))
+    blurred = np.asarray(jax.jit(lambda x: aa_flax.blur_pool(x, k, 1, "circular"))(x))
     want = []
     for example in blurred:
         grids = [example[i::2, j::2] for i, j in itertools.product(range(2), repeat=2)]
         want.append(max(grids, key=lambda grid: np.linalg.norm(grid.astype(np.float64))))
-    close(aa_flax.AdaptivePolyphase(k)(x), np.stack(want), 1e-6)
+    close(jax.jit(aa_flax.AdaptivePolyphase(k))(x), np.stack(want), 1e-6)
 
 
 def test_polyphase_follows_another_map():
     layer = aa_flax.AdaptivePolyphase(1)
-    like = jnp.zeros((2, 4, 4, 3)).at[0, 1::2, 0::2].set(1.0).at[1, 0::2, 1::2].set(1.0)
+    like = np.zeros((2, 4, 4, 3), np.float32)
+    like[0, 1::2, 0::2] = like[1, 0::2, 1::2] = 1.0
     x = values(2, 4, 4, 5)
-    close(layer(x, like), jnp.stack([x[0, 1::2, 0::2], x[1, 0::2, 1::2]]))
+    given = np.asarray(x)
+    close(jax.jit(layer)(x, like), np.stack([given[0, 1::2, 0::2], given[1, 0::2, 1::2]]))
     for other in (like[:1], like[:, :3]):
         with pytest.raises(ValueError, match=r"like must have the batch and sizes of the map \(2, 4, 4, 5\), got"):
             layer(x, other)
@@ -242,18 +249,18 @@ def test_polyphase_follows_another_map():
 
 def test_polyphase_of_a_rolled_map_is_the_rolled_polyphase():
     x = values(1, 8, 8, 2)
-    layer = aa_flax.AdaptivePolyphase(3)
+    layer = jax.jit(aa_flax.AdaptivePolyphase(3))
     y = np.asarray(layer(x))
     rolls = [np.roll(y, (i, j), (1, 2)) for i, j in itertools.product(range(4), repeat=2)]
     for shift in itertools.product(range(8), (0, 3)):
-        got = layer(jnp.roll(x, shift, (1, 2)))
+        got = layer(np.roll(x, shift, (1, 2)))
         assert min(np.abs(np.asarray(got) - roll).max() for roll in rolls) < 1e-6
 
 
 def test_polyphase_of_odd_maps_and_other_ranks():
-    assert aa_flax.AdaptivePolyphase(4, pad_type="reflect")(values(1, 5, 7, 2)).shape == (1, 3, 4, 2)
-    assert aa_flax.AdaptivePolyphase(3, 3, spatial_dims=1)(values(2, 9, 2)).shape == (2, 3, 2)
-    assert aa_flax.AdaptivePolyphase(2, (1, 2, 2), spatial_dims=3)(values(1, 3, 4, 4, 2)).shape == (1, 3, 2, 2, 2)
+    assert shape(aa_flax.AdaptivePolyphase(4, pad_type="reflect"), values(1, 5, 7, 2)) == (1, 3, 4, 2)
+    assert shape(aa_flax.AdaptivePolyphase(3, 3, spatial_dims=1), values(2, 9, 2)) == (2, 3, 2)
+    assert shape(aa_flax.AdaptivePolyphase(2, (1, 2, 2), spatial_dims=3), values(1, 3, 4, 4, 2)) == (1, 3, 2, 2, 2)
     with pytest.raises(ValueError, match="stride must be a whole number >= 1 or 2 of them, one for each spatial axis"):
         aa_flax.AdaptivePolyphase(4, (2, 2, 2))
     with pytest.raises(ValueError, match="AdaptivePolyphase takes"):
@@ -313,7 +320,7 @@ def test_a_circular_polyphase_network_never_changes_its_mind():
         for _ in range(2):
             params, rest = step(params, rest)
 
-    blurred = nnx.merge(nnx.graphdef(tiny_resnet("blur")), params, rest)
+    blurred = nnx.merge(nnx.graphdef(nnx.eval_shape(lambda: tiny_resnet("blur"))), params, rest)
     blurred.eval()
     logits = run(blurred, rolled).reshape(len(shifts) + 1, len(x), -1)
     assert float(jnp.abs(logits - logits[0]).max()) > 1e-2 * spread
@@ -326,7 +333,7 @@ def test_content_adaptive_filters_by_definition():
     layer = with_values(lambda: aa_flax.ContentAdaptiveBlur(4, 3, groups=2, rngs=nnx.Rngs(0)))
     layer.eval()
     x = values(2, 5, 6, 4)
-    got = layer(x)
+    got = jax.jit(layer)(x)
     padded = np.pad(np.asarray(x, np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
     kernel = np.asarray(layer.filters.kernel[...], np.float64)
     norm = layer.norm
@@ -341,24 +348,24 @@ def test_content_adaptive_filters_by_definition():
             weights = (weights / weights.sum()).reshape(3, 3, 1)
             want[n, i, j, 2 * group : 2 * group + 2] = (weights * window[..., 2 * group : 2 * group + 2]).sum((0, 1))
     close(got, want)
-    close(layer(jnp.full((1, 5, 5, 4), 2.0)), 2.0)
+    close(jax.jit(layer)(jnp.full((1, 5, 5, 4), 2.0)), 2.0)
 
 
 def test_content_adaptive_filters_of_any_size_and_rank():
-    for k, shape, stride in (
+    for k, size, stride in (
         (4, (1, 7, 9, 6), 2),
         (2, (1, 5, 4), 3),
         (3, (1, 2, 4, 4, 2), (1, 2, 2)),
         (4, (1, 1, 2, 2), 2),
     ):
-        dims = len(shape) - 2
+        dims = len(size) - 2
         layer = aa_flax.ContentAdaptiveBlur(
-            shape[-1], k, stride, groups=1, spatial_dims=dims, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0)
+            size[-1], k, stride, groups=1, spatial_dims=dims, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0)
         )
-        x = values(*shape).astype(jnp.bfloat16)
+        x = values(*size).astype(jnp.bfloat16)
         steps = (stride,) * dims if isinstance(stride, int) else stride
         y = jax.eval_shape(lambda x, layer=layer: nnx.clone(layer)(x), x)
-        assert y.shape == (1, *(-(-n // s) for n, s in zip(shape[1:-1], steps, strict=True)), shape[-1])
+        assert y.shape == (1, *(-(-n // s) for n, s in zip(size[1:-1], steps, strict=True)), size[-1])
         assert y.dtype == jnp.bfloat16
     with pytest.raises(ValueError, match="groups must divide the 6 channels, got 4"):
         aa_flax.ContentAdaptiveBlur(6, groups=4, rngs=nnx.Rngs(0))
