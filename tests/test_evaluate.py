@@ -16,13 +16,13 @@ from jax.tree_util import Partial
 from PIL import Image
 
 import aa_flax
-from aa_flax.weights.config import Preprocessing, PretrainedConfig
+from aa_flax.weights.config import Preprocessing, PretrainedConfig, dump_config
 from aa_flax.weights.store import save_pretrained
 from train.__main__ import main
 from train.data import ImageFolder, evaluation_batches, open_photos
 from train.errors import CommandError
 from train.evaluate.scoring import local_mesh, protocols_for, read_offsets, score, whole_batch
-from train.networks import as_function, other_filter
+from train.networks import as_function, describe
 
 pytestmark = pytest.mark.usefixtures("optimised")
 RULE = Preprocessing(resize=40, crop=32)
@@ -414,10 +414,21 @@ def test_the_directory_of_a_run_is_refused_with_the_command_that_exports_it(phot
         ("timm", None, "resnet18_lpf3", None),
     ],
 )
-def test_weights_made_for_another_filter_are_told(layout, taps, model, said):
-    notice = other_filter(PretrainedConfig(model=model, source={"layout": layout, "filter_size": taps}))
-    assert notice is None if said is None else said in str(notice) and "fine-tune" in str(notice)
-    assert other_filter(PretrainedConfig(model=model, source={"trained_by": "python -m train fit"})) is None
+def test_weights_made_for_another_filter_are_told(layout, taps, model, said, tmp_path, caplog):
+    config = PretrainedConfig(model=model, source={"layout": layout, "filter_size": taps})
+    (tmp_path / "config.json").write_text(dump_config(config))
+    assert describe(tmp_path, "--weights") == config
+    assert not caplog.text if said is None else said in caplog.text and "fine-tune" in caplog.text
+
+
+def test_weights_of_no_photos_are_refused(photos, tmp_path, capsys, caplog):
+    five = Preprocessing(mean=(0.5,) * 5, std=(0.2,) * 5)
+    source = {"trained_by": "python -m train fit"}
+    config = PretrainedConfig(model="resnet18_lpf3", source=source, in_channels=5, preprocessing=five)
+    (tmp_path / "config.json").write_text(dump_config(config))
+    assert main(["evaluate", "--data", str(photos.root), "--weights", str(tmp_path)]) == 2
+    assert f"{tmp_path} takes images of 5 channels; photos have 3, or 1 in grey" in capsys.readouterr().err
+    assert not caplog.text
 
 
 def test_memory_that_does_not_suffice_is_named(photos, weights, monkeypatch, capsys):

@@ -28,7 +28,7 @@ class OpenedNetwork:
     config: PretrainedConfig
 
 
-def other_filter(config: PretrainedConfig) -> str | None:
+def _other_filter(config: PretrainedConfig) -> str | None:
     """A sentence where weights were converted from a network with another filter; None where they were not.
 
     Weights that have been trained since have another source.
@@ -61,6 +61,26 @@ def refuse_run(path: Path, option: str) -> None:
         )
 
 
+def describe(path: Path, option: str) -> PretrainedConfig:
+    """What a directory of weights says of them, with a warning where they were made for another filter.
+
+    Args:
+        path: the directory.
+        option: what to call it in errors.
+
+    Raises:
+        CommandError: the directory of a run, or a network that does not take photos.
+        OSError, ValueError: nothing there, or nothing that can be read.
+    """
+    refuse_run(path, option)
+    config = read_config(path)
+    if config.in_channels not in (1, 3):
+        raise CommandError(f"{path} takes images of {config.in_channels} channels; photos have 3, or 1 in grey")
+    if (notice := _other_filter(config)) is not None:
+        log.warning("%s: %s", path, notice)
+    return config
+
+
 def open_network(path: Path, spec: str | None = None) -> OpenedNetwork:
     """Reads a directory of `convert_weights.py` or `save_pretrained`, or a PyTorch checkpoint.
 
@@ -78,16 +98,11 @@ def open_network(path: Path, spec: str | None = None) -> OpenedNetwork:
                 raise CommandError(f"{path} does not say which network it is of: give --model, such as resnet50_lpf4")
             model = convert_state_dict(read_torch_checkpoint(path), spec, what=str(path))
             return OpenedNetwork(model, PretrainedConfig(model=wanted, source={"file": path.name}))
-        refuse_run(path, "weights:")
-        config = read_config(path)
+        config = describe(path, "weights:")
         if wanted is not None and str(config.spec()) != wanted:
             raise CommandError(
                 f"{path} holds {config.model}, not {wanted}: give its directory, or ask for {config.model}"
             )
-        if config.in_channels not in (1, 3):
-            raise CommandError(f"{path} takes images of {config.in_channels} channels; photos have 3, or 1 in grey")
-        if (notice := other_filter(config)) is not None:
-            log.warning("%s: %s", path, notice)
         return OpenedNetwork(load_pretrained(path), config)
     except (OSError, ValueError) as error:
         raise CommandError(" ".join(str(error).split())) from error

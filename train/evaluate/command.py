@@ -1,7 +1,6 @@
 """`python -m train evaluate`: accuracy and shift consistency of a network on a folder of photos."""
 
 import json
-import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -15,16 +14,14 @@ from aa_flax.consistency import Protocol
 from aa_flax.files import write_atomically
 from aa_flax.models.specs import parse_spec
 from aa_flax.weights.config import Preprocessing, PretrainedConfig
-from aa_flax.weights.store import WEIGHTS_NAME, load_pretrained, read_config
+from aa_flax.weights.store import WEIGHTS_NAME, load_pretrained
 from train.console import open_console, progress
 from train.data import Batch, Batches, ImageFolder, evaluation_batches, open_photos, reflect_margin
 from train.errors import CommandError
 from train.evaluate.kept import keep_crops, keep_diagonal
 from train.evaluate.report import Evaluation, as_json, print_table
 from train.evaluate.scoring import Score, protocols_for, read_offsets, score, whole_batch
-from train.networks import as_function, other_filter, refuse_run
-
-log = logging.getLogger(__name__)
+from train.networks import as_function, describe
 
 
 @dataclass(frozen=True)
@@ -195,20 +192,13 @@ def _pretrained_config(config: Config) -> PretrainedConfig:
             assert config.model is not None
             found = PretrainedConfig(model=config.model)
         else:
-            refuse_run(config.weights, "--weights")
-            found = read_config(config.weights)
-            if (notice := other_filter(found)) is not None:
-                log.warning("%s: %s", config.weights, notice)
+            found = describe(config.weights, "--weights")
     except (ValueError, OSError) as error:
         raise CommandError(str(error)) from error
     if asked is not None and asked != parse_spec(found.model):
         raise CommandError(
             f"--model {config.model} contradicts {config.weights}, which holds {found.model}; "
             "leave --model out, or convert the weights for that network"
-        )
-    if found.in_channels not in (1, 3):
-        raise CommandError(
-            f"{config.weights} takes images of {found.in_channels} channels; photos have 3, or 1 in grey"
         )
     return found if config.pad_type is None else replace(found, pad_type=config.pad_type)
 
