@@ -26,10 +26,10 @@ from train.errors import CommandError
 from train.fit import command as fit
 from train.fit.config import LogConfig
 from train.fit.display import duration
-from train.fit.export import load_network
 from train.fit.presets import preset
 from train.fit.record import FILE_NAME, read_record
 from train.fit.runlog import read_scores
+from train.fit.trained import load_network
 
 NAMES = ("plain", "anti-aliased")
 
