@@ -12,7 +12,7 @@ from train.fit.optim import OptimConfig
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
-PUBLISHED = (RESULTS / "cifar10.jsonl", RESULTS / "cifar10-networks.jsonl")
+PUBLISHED = tuple(RESULTS / f"cifar10{part}.jsonl" for part in ("", "-networks", "-long"))
 
 
 def test_the_page_holds_every_table_of_the_raw_results(capsys: pytest.CaptureFixture[str]) -> None:
