@@ -77,11 +77,10 @@ def with_options(spec: ModelSpec, **options: Any) -> ModelSpec:
 
 
 def changed_spec(spec: ModelSpec, **changes: Any) -> ModelSpec:
-    """The spec with some of the arguments of :func:`create_model` changed, which are checked as there."""
-    arguments: dict[str, Any] = {name: getattr(spec, name) for name in ("num_classes", "in_channels", "pad_type")}
-    arguments.update(spec.options)
-    arguments.update(changes)
-    return resolve_spec(str(spec), **arguments)
+    """The spec with some of its fields or options changed, which are checked as :func:`create_model` does."""
+    fields = ("filter_size", "num_classes", "in_channels", "pad_type")
+    arguments: dict[str, Any] = {name: getattr(spec, name) for name in fields} | dict(spec.options) | changes
+    return _checked(spec.name, **arguments)
 
 
 def _plain(value: Any) -> Any:
@@ -129,14 +128,24 @@ def resolve_spec(
         ValueError: for values that make no network.
     """
     name, taps = parse_spec(spec)
+    if filter_size is not None and spec != name and filter_size != taps:
+        raise ValueError(f"filter_size={filter_size} contradicts {spec!r}: give one of them")
+    return _checked(
+        name,
+        filter_size=taps if filter_size is None else filter_size,
+        num_classes=num_classes,
+        in_channels=in_channels,
+        pad_type=pad_type,
+        **options,
+    )
+
+
+def _checked(
+    name: str, *, filter_size: int | None, num_classes: int, in_channels: int, pad_type: str, **options: Any
+) -> ModelSpec:
     filter_size, num_classes, in_channels = map(_plain, (filter_size, num_classes, in_channels))
-    if filter_size is not None:
-        if spec != name and filter_size != taps:
-            raise ValueError(f"filter_size={filter_size} contradicts {spec!r}: give one of them")
-        if isinstance(filter_size, bool) or not isinstance(filter_size, int) or filter_size < 1:
-            raise ValueError(f"filter_size must be a whole number >= 1, got {filter_size!r}")
-        taps = filter_size
-    for argument, value, least in (("num_classes", num_classes, 0), ("in_channels", in_channels, 1)):
+    counts = (("filter_size", filter_size, 1), ("num_classes", num_classes, 0), ("in_channels", in_channels, 1))
+    for argument, value, least in counts[filter_size is None :]:
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{argument} must be a whole number >= {least}, got {value!r}")
     known = default_options(name)
@@ -146,11 +155,11 @@ def resolve_spec(
     given = {option: _plain(value) for option, value in options.items()}
     for option, value in given.items():
         _check_option(name, option, value, known[option])
-    if taps is None and options.get("downsample", "blur") != "blur":
-        raise ValueError(f"{spec!r} has no blur for downsample={options['downsample']!r} to stand in for")
+    if filter_size is None and options.get("downsample", "blur") != "blur":
+        raise ValueError(f"'{name}_plain' has no blur for downsample={options['downsample']!r} to stand in for")
     return ModelSpec(
         name=name,
-        filter_size=taps,
+        filter_size=filter_size,
         num_classes=num_classes,
         in_channels=in_channels,
         pad_type=canonical_pad_type(pad_type),

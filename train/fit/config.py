@@ -11,6 +11,7 @@ import tyro
 
 from aa_flax.downsample import METHODS
 from aa_flax.local_paths import local_path
+from aa_flax.models.base import ModelSpec
 from aa_flax.models.specs import parse_spec, resolve_spec
 from train.data import DataConfig
 from train.errors import CommandError
@@ -222,7 +223,7 @@ def validate(config: TrainConfig) -> None:
         except ValueError as error:
             raise CommandError(f"--init: {error}") from None
     check_launch(config.launch)
-    _validate_model(config)
+    network_spec(config)
     _validate_together(config)
 
 
@@ -250,9 +251,15 @@ def _validate_together(config: TrainConfig) -> None:
         )
 
 
-def _validate_model(config: TrainConfig) -> None:
-    """Resolves the network, so that a wrong name or option is known now."""
+def network_spec(config: TrainConfig, num_classes: int = 1000) -> ModelSpec:
+    """The network of a run.
+
+    Raises:
+        CommandError: there is no such network.
+    """
     try:
-        resolve_spec(config.model, pad_type=config.net.pad_type, **config.net.family_options())
+        return resolve_spec(
+            config.model, num_classes=num_classes, pad_type=config.net.pad_type, **config.net.family_options()
+        )
     except (ValueError, TypeError) as error:
         raise CommandError(f"model {config.model}: {error}") from error

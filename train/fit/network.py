@@ -7,16 +7,16 @@ from pathlib import Path
 import jax.numpy as jnp
 from flax import nnx
 
-from aa_flax.models import create_model
 from aa_flax.models.base import Network
 from aa_flax.models.batch_norm import BatchNorm
+from aa_flax.models.create import build_model
 from aa_flax.models.variables import variables
 from aa_flax.weights.config import Preprocessing
 from aa_flax.weights.identity import spec_of
 from aa_flax.weights.store import load_pretrained
 from train.data import Dataset
 from train.errors import CommandError
-from train.fit.config import TrainConfig
+from train.fit.config import TrainConfig, network_spec
 from train.networks import refuse_run
 
 log = logging.getLogger(__name__)
@@ -28,15 +28,9 @@ def create_network(config: TrainConfig, num_classes: int) -> Network:
     Raises:
         CommandError: the options make no network.
     """
+    spec = network_spec(config, num_classes)
     try:
-        model = create_model(
-            config.model,
-            num_classes=num_classes,
-            pad_type=config.net.pad_type,
-            dtype=jnp.dtype(config.dtype),
-            rngs=nnx.Rngs(config.seed),
-            **config.net.family_options(),
-        )
+        model = build_model(spec, dtype=jnp.dtype(config.dtype), rngs=nnx.Rngs(config.seed))
     except (ValueError, TypeError) as error:
         raise CommandError(f"model {config.model}: {error}") from error
     for _, layer in nnx.iter_modules(model):
