@@ -20,7 +20,7 @@ import numpy as np
 
 from aa_flax.files import cache_directory, file_sha256
 from aa_flax.local_paths import local_path
-from aa_flax.models.abstract import abstract_model
+from aa_flax.models.abstract import build_abstract
 from aa_flax.models.base import ModelSpec, Network
 from aa_flax.models.specs import resolve_spec
 from aa_flax.models.variables import variables
@@ -196,9 +196,9 @@ def check_network(options: argparse.Namespace, network_options: Mapping[str, Any
     """The network asked for, refused before anything is downloaded or read if there can be none of that kind."""
     try:
         spec = resolve_spec(options.model, **network_options)
-        PretrainedConfig.of(spec, preprocessing=prepare_images(options, spec.in_channels))
+        PretrainedConfig(spec=spec, preprocessing=prepare_images(options, spec.in_channels))
         if options.option:
-            abstract_model(options.model, **network_options)
+            build_abstract(spec)
     except (TypeError, ArithmeticError) as error:
         raise ValueError(f"--option {' '.join(options.option)}: makes no network: {error}") from error
     return spec
@@ -231,7 +231,7 @@ def check_output(options: argparse.Namespace, digest: str, spec: ModelSpec) -> N
     with contextlib.suppress(OSError, ValueError):
         config = read_config(directory)
         chosen = {"sha256": digest, "key": options.key, "prefix": options.prefix}
-        if config.spec() == spec and all(config.source.get(name) == value for name, value in chosen.items()):
+        if config.spec == spec and all(config.source.get(name) == value for name, value in chosen.items()):
             return
     raise FileExistsError(f"{directory}: holds other weights; give another --output, or --overwrite")
 

@@ -172,7 +172,7 @@ def _front_matter(config: PretrainedConfig) -> str:
 
 
 def _summary(config: PretrainedConfig) -> str:
-    spec = config.spec()
+    spec = config.spec
     options = dict(spec.options)
     kind = str(options.pop("downsample", "blur"))
     if spec.filter_size is None:

@@ -16,6 +16,7 @@ from jax.tree_util import Partial
 from PIL import Image
 
 import aa_flax
+from aa_flax.models.specs import resolve_spec
 from aa_flax.weights.config import Preprocessing, PretrainedConfig, dump_config
 from aa_flax.weights.store import save_pretrained
 from train.__main__ import main
@@ -164,11 +165,11 @@ def folders(root: Path, *names: str) -> Path:
 
 
 def test_folders_are_matched_with_the_network_s_classes(tmp_path):
-    named = PretrainedConfig(model="resnet18", num_classes=3, class_names=("z", "n01443537", "a"))
+    named = PretrainedConfig(spec=resolve_spec("resnet18", num_classes=3), class_names=("z", "n01443537", "a"))
     assert open_photos(folders(tmp_path / "1", "n01443537", "z"), named).labels.tolist() == [1, 0]
-    standard = PretrainedConfig(model="resnet18")
+    standard = PretrainedConfig(spec=resolve_spec("resnet18"))
     assert open_photos(folders(tmp_path / "2", "n01443537"), standard).labels.tolist() == [1]
-    two = PretrainedConfig(model="resnet18", num_classes=2)
+    two = PretrainedConfig(spec=resolve_spec("resnet18", num_classes=2))
     assert open_photos(folders(tmp_path / "3", "n01443537", "n15075141"), two).labels.tolist() == [0, 1]
     with pytest.raises(CommandError, match=r"1 class folders .* cannot be matched with the 1000 classes"):
         open_photos(folders(tmp_path / "4", "cat"), standard)
@@ -415,7 +416,7 @@ def test_the_directory_of_a_run_is_refused_with_the_command_that_exports_it(phot
     ],
 )
 def test_weights_made_for_another_filter_are_told(layout, taps, model, said, tmp_path, caplog):
-    config = PretrainedConfig(model=model, source={"layout": layout, "filter_size": taps})
+    config = PretrainedConfig(spec=resolve_spec(model), source={"layout": layout, "filter_size": taps})
     (tmp_path / "config.json").write_text(dump_config(config))
     assert describe(tmp_path, "--weights") == config
     assert not caplog.text if said is None else said in caplog.text and "fine-tune" in caplog.text
@@ -424,7 +425,8 @@ def test_weights_made_for_another_filter_are_told(layout, taps, model, said, tmp
 def test_weights_of_no_photos_are_refused(photos, tmp_path, capsys, caplog):
     five = Preprocessing(mean=(0.5,) * 5, std=(0.2,) * 5)
     source = {"trained_by": "python -m train fit"}
-    config = PretrainedConfig(model="resnet18_lpf3", source=source, in_channels=5, preprocessing=five)
+    spec = resolve_spec("resnet18_lpf3", in_channels=5)
+    config = PretrainedConfig(spec=spec, source=source, preprocessing=five)
     (tmp_path / "config.json").write_text(dump_config(config))
     assert main(["evaluate", "--data", str(photos.root), "--weights", str(tmp_path)]) == 2
     assert f"{tmp_path} takes images of 5 channels; photos have 3, or 1 in grey" in capsys.readouterr().err

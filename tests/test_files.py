@@ -104,7 +104,7 @@ def test_the_digest_of_a_file_and_how_far_it_is(tmp_path):
     ids=lambda field: next(iter(field)),
 )
 def test_text_in_another_encoding_is_refused_before_anything_is_written(field, tmp_path, network):
-    config = dataclasses.replace(PretrainedConfig.of(network.spec), **field)
+    config = dataclasses.replace(PretrainedConfig(spec=network.spec), **field)
     with pytest.raises(ValueError, match=r"config\.json cannot hold .*caf\\udce9.*no Unicode text: rename it"):
         aa_flax.save_pretrained(network, tmp_path / "out", **field)
     with pytest.raises(ValueError, match="no Unicode text"):

@@ -15,6 +15,7 @@ from flax import nnx
 import aa_flax
 from aa_flax import hub
 from aa_flax.models.abstract import abstract_model
+from aa_flax.models.specs import resolve_spec
 from tests.foreign_networks import with_values
 
 REPO = "somebody/tiny"
@@ -93,7 +94,7 @@ def test_a_directory_and_its_own_card(model, remote, tmp_path):
 
 def test_the_card_is_one_that_the_client_reads():
     config = aa_flax.PretrainedConfig(
-        model="resnet50_lpf4",
+        spec=resolve_spec("resnet50_lpf4"),
         license="CC BY-NC-SA 4.0",
         source={"url": "https://example.org/w.pth", "sha256": "ab" * 32},
         metrics={"top1": 77.04, "consistency": {"crop": {"value": 89.32, "stderr": 0.1}}, "note": "published"},
@@ -106,7 +107,7 @@ def test_the_card_is_one_that_the_client_reads():
     assert "anti-aliased by BlurPool with 4 taps and reflect padding, 1000 classes" in text
     assert "| consistency crop value | 89.32 |" in text
     assert "- url: https://example.org/w.pth" in text
-    odd = dataclasses.replace(config, license='mine: "all"', model="vgg16_plain", metrics={}, source={})
+    odd = dataclasses.replace(config, license='mine: "all"', spec=resolve_spec("vgg16_plain"), metrics={}, source={})
     data = huggingface_hub.ModelCard(hub.model_card(odd)).data.to_dict()
     assert (data["license"], data["license_name"]) == ("other", 'mine: "all"')
     assert "without anti-aliasing" in hub.model_card(odd)

@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from aa_flax.models.abstract import abstract_model
 from aa_flax.models.base import Network
+from aa_flax.models.specs import resolve_spec
 from aa_flax.weights import catalog, mapping, safetensors_file
 from aa_flax.weights.config import Preprocessing, PretrainedConfig
 from aa_flax.weights.errors import CheckpointError
@@ -148,9 +149,8 @@ def test_config_says_everything(tmp_path, network):
     }
     save_pretrained(network, tmp_path, **given)
     config = read_config(tmp_path)
-    structure = {"model": "mobilenet_v2_lpf3", "num_classes": 5, "options": {"width_mult": 0.25}}
-    assert config == PretrainedConfig(**structure, **given)
-    assert config.spec() == network.spec
+    assert config == PretrainedConfig(spec=network.spec, **given)
+    assert (config.model, config.num_classes, config.options) == ("mobilenet_v2_lpf3", 5, {"width_mult": 0.25})
     assert json.loads((tmp_path / "config.json").read_text("utf-8"))["format_version"] == 1
 
 
@@ -226,7 +226,7 @@ def test_published_weights_keep_their_licence(tmp_path, monkeypatch):
 
 def test_short_config_has_defaults(tmp_path):
     (tmp_path / "config.json").write_text('{"format_version": 1, "model": "resnet50"}')
-    assert read_config(tmp_path) == PretrainedConfig(model="resnet50")
+    assert read_config(tmp_path) == PretrainedConfig(spec=resolve_spec("resnet50"))
 
 
 BAD_CONFIGS = [

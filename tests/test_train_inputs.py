@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
+from aa_flax.models.specs import resolve_spec
 from aa_flax.weights.config import PretrainedConfig, dump_config
 from train.data import DataConfig, open_dataset
 from train.errors import CommandError
@@ -30,7 +31,7 @@ def photos(root: Path, classes: tuple[str, ...] = ("daisy", "pansy", "rose"), sh
 def weights(root: Path, value: float = 1.0) -> str:
     root.mkdir()
     save_file({"x": np.asarray(jnp.full(3, value))}, root / "model.safetensors")
-    (root / "config.json").write_text(dump_config(PretrainedConfig(model="resnet18")))
+    (root / "config.json").write_text(dump_config(PretrainedConfig(spec=resolve_spec("resnet18"))))
     return str(root)
 
 

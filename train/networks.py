@@ -33,7 +33,7 @@ def _other_filter(config: PretrainedConfig) -> str | None:
 
     Weights that have been trained since have another source.
     """
-    taps, wanted = config.source.get("filter_size"), config.spec().filter_size
+    taps, wanted = config.source.get("filter_size"), config.spec.filter_size
     converted = config.source.get("layout") in ("reference", "torchvision") and "filter_size" in config.source
     if not converted or not (taps is None or type(taps) is int) or taps == wanted:
         return None
@@ -92,14 +92,14 @@ def open_network(path: Path, spec: str | None = None) -> OpenedNetwork:
         CommandError: an unknown network, nothing there, a broken file, weights of another network.
     """
     try:
-        wanted = None if spec is None else str(resolve_spec(spec))
+        wanted = None if spec is None else resolve_spec(spec)
         if not path.is_dir():
             if spec is None or wanted is None:
                 raise CommandError(f"{path} does not say which network it is of: give --model, such as resnet50_lpf4")
             model = convert_state_dict(read_torch_checkpoint(path), spec, what=str(path))
-            return OpenedNetwork(model, PretrainedConfig(model=wanted, source={"file": path.name}))
+            return OpenedNetwork(model, PretrainedConfig(spec=wanted, source={"file": path.name}))
         config = describe(path, "weights:")
-        if wanted is not None and str(config.spec()) != wanted:
+        if wanted is not None and config.model != str(wanted):
             raise CommandError(
                 f"{path} holds {config.model}, not {wanted}: give its directory, or ask for {config.model}"
             )

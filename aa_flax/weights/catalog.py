@@ -77,7 +77,7 @@ class Published:
     def config(self) -> PretrainedConfig:
         """What `config.json` says of the converted checkpoint."""
         spec = resolve_spec(self.spec)
-        return PretrainedConfig.of(spec, source=self.source, license=self.license, metrics=self.metrics)
+        return PretrainedConfig(spec=spec, source=self.source, license=self.license, metrics=self.metrics)
 
     @property
     def file_name(self) -> str | None:

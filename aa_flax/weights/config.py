@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from aa_flax.local_paths import local_path
@@ -14,6 +15,8 @@ from aa_flax.weights.json_file import read_json
 
 CONFIG_NAME = "config.json"
 FORMAT_VERSION = 1
+# The parts of a network's specification under the names that the file has for them.
+_OF_SPEC = ("model", "num_classes", "in_channels", "pad_type", "options")
 # Far above what anybody uses, far below what takes all memory.
 _MAX_PIXELS = 8192
 _MAX_FILTER_SIZE = 255
@@ -60,11 +63,8 @@ class PretrainedConfig:
     """Everything about pretrained weights but the weights: the content of `config.json`.
 
     Attributes:
-        model: the network, such as `resnet50_lpf4`.
-        num_classes: logits.
-        in_channels: channels of the image.
-        pad_type: padding of every blur.
-        options: the family's options that differ from the default.
+        spec: the network; `model` (its name, such as `resnet50_lpf4`), `num_classes`, `in_channels`, `pad_type` and
+            `options` are its parts as `config.json` has them.
         preprocessing: how images are prepared.
         class_names: one for each logit, or None where they are not known.
         source: where the weights come from, e.g. `file`, `url`, `sha256`.
@@ -72,14 +72,10 @@ class PretrainedConfig:
         metrics: published or measured figures by name.
 
     Raises:
-        ValueError, TypeError: a field has another type or value than it may have, or the network does not exist.
+        ValueError: a field has another type or value than it may have.
     """
 
-    model: str
-    num_classes: int = 1000
-    in_channels: int = 3
-    pad_type: str = "reflect"
-    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    spec: ModelSpec
     preprocessing: Preprocessing = dataclasses.field(default_factory=Preprocessing)
     class_names: tuple[str, ...] | None = None
     source: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -87,15 +83,13 @@ class PretrainedConfig:
     metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        _require(isinstance(self.model, str), "model", "a network's name", self.model)
-        _require(isinstance(self.pad_type, str), "pad_type", "a name", self.pad_type)
-        for name in ("options", "source", "metrics"):
-            value = getattr(self, name)
-            named = isinstance(value, dict) and all(isinstance(key, str) for key in value)
-            _require(named, name, "a dictionary with texts as keys", value)
+        _require(isinstance(self.spec, ModelSpec), "spec", "a ModelSpec", self.spec)
+        taps = self.spec.filter_size or 1
+        _require(taps <= _MAX_FILTER_SIZE, "model", f"a network with at most {_MAX_FILTER_SIZE} taps", self.model)
+        for name in ("source", "metrics"):
+            _require_names(name, getattr(self, name))
         _require(isinstance(self.preprocessing, Preprocessing), "preprocessing", "a Preprocessing", self.preprocessing)
         _require(self.license is None or isinstance(self.license, str), "license", "a text or null", self.license)
-        self.spec()
         mean, channels = self.preprocessing.mean, self.in_channels
         standard = " (ImageNet's are the default)" if mean == Preprocessing.mean else ""
         fitting = f"{channels} numbers, one a channel: give Preprocessing(mean=..., std=...) of these images{standard}"
@@ -106,30 +100,36 @@ class PretrainedConfig:
             count = len(self.class_names)
             _require(count == self.num_classes, "class_names", f"{self.num_classes} names (num_classes)", count)
 
-    @classmethod
-    def of(cls, spec: ModelSpec, **known: Any) -> "PretrainedConfig":
-        """The configuration of a network; ``known`` are the fields that its spec does not say."""
-        return cls(
-            model=str(spec),
-            num_classes=spec.num_classes,
-            in_channels=spec.in_channels,
-            pad_type=spec.pad_type,
-            options=dict(spec.options),
-            **known,
-        )
+    @property
+    def model(self) -> str:
+        """The network's name with its filter size."""
+        return str(self.spec)
 
-    def spec(self) -> ModelSpec:
-        """The network that the configuration describes."""
-        resolved = resolve_spec(
-            self.model,
-            num_classes=self.num_classes,
-            in_channels=self.in_channels,
-            pad_type=self.pad_type,
-            **self.options,
-        )
-        taps = resolved.filter_size or 1
-        _require(taps <= _MAX_FILTER_SIZE, "model", f"a network with at most {_MAX_FILTER_SIZE} taps", self.model)
-        return resolved
+    @property
+    def num_classes(self) -> int:
+        """Logits."""
+        return self.spec.num_classes
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the image."""
+        return self.spec.in_channels
+
+    @property
+    def pad_type(self) -> str:
+        """Padding of every blur."""
+        return self.spec.pad_type
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The family's options that differ from the default."""
+        return dict(self.spec.options)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as `config.json` has them, of plain values."""
+        fields = dataclasses.asdict(self)
+        del fields["spec"]
+        return {name: getattr(self, name) for name in _OF_SPEC} | fields
 
 
 def dump_config(config: PretrainedConfig) -> str:
@@ -139,7 +139,7 @@ def dump_config(config: PretrainedConfig) -> str:
         ValueError: `options`, `source` or `metrics` hold what JSON cannot, or a text is no Unicode, as are names of
             files in another encoding.
     """
-    content = {"format_version": FORMAT_VERSION, **dataclasses.asdict(config)}
+    content = {"format_version": FORMAT_VERSION, **config.as_dict()}
     try:
         text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
         text.encode("utf-8")
@@ -185,21 +185,35 @@ def _from_json(content: Any) -> PretrainedConfig:
             "update aa_flax, or write the directory again with save_pretrained"
         )
     fields = {key: value for key, value in content.items() if key != "format_version"}
-    _check_names(fields, PretrainedConfig, "")
-    _require("model" in fields, "model", "given", None)
+    others = [field.name for field in dataclasses.fields(PretrainedConfig) if field.name != "spec"]
+    _check_names(fields, (*_OF_SPEC, *others), "")
+    spec = _spec_of({name: fields.pop(name) for name in _OF_SPEC if name in fields})
     if "preprocessing" in fields:
         given = fields["preprocessing"]
         _require(isinstance(given, dict), "preprocessing", "a JSON object", given)
-        _check_names(given, Preprocessing, "preprocessing.")
+        _check_names(given, [field.name for field in dataclasses.fields(Preprocessing)], "preprocessing.")
         fields["preprocessing"] = Preprocessing(**{key: _tuples(value) for key, value in given.items()})
-    for name in ("class_names", "options"):
-        if name in fields:
-            fields[name] = _tuples(fields[name])
-    return PretrainedConfig(**fields)
+    if "class_names" in fields:
+        fields["class_names"] = _tuples(fields["class_names"])
+    return PretrainedConfig(spec=spec, **fields)
 
 
-def _check_names(fields: dict[str, Any], kind: type, prefix: str) -> None:
-    known = [field.name for field in dataclasses.fields(kind)]
+def _spec_of(fields: dict[str, Any]) -> ModelSpec:
+    _require("model" in fields, "model", "given", None)
+    model, options = fields.pop("model"), _tuples(fields.pop("options", {}))
+    _require(isinstance(model, str), "model", "a network's name", model)
+    _require_names("options", options)
+    given = {name: fields.get(name, getattr(ModelSpec, name)) for name in ("num_classes", "in_channels", "pad_type")}
+    _require(isinstance(given["pad_type"], str), "pad_type", "a name", given["pad_type"])
+    return resolve_spec(model, **given, **options)
+
+
+def _require_names(name: str, value: Any) -> None:
+    named = isinstance(value, dict) and all(isinstance(key, str) for key in value)
+    _require(named, name, "a dictionary with texts as keys", value)
+
+
+def _check_names(fields: dict[str, Any], known: Sequence[str], prefix: str) -> None:
     unknown = [key for key in fields if key not in known]
     if unknown:
         raise ValueError(f"unknown field {prefix}{unknown[0][:60]}; known are {', '.join(known)}")

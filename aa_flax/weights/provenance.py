@@ -58,7 +58,7 @@ def known_of(model: nnx.Module, spec: ModelSpec, arrays: Mapping[str, np.ndarray
     if not isinstance(known, Provenance):
         return {}
     before = known.config
-    same = known.digest == digest(arrays) and before.spec() == spec
+    same = known.digest == digest(arrays) and before.spec == spec
     fields: dict[str, Any] = {
         "source": before.source if same else {"parents": [as_parent(before)]},
         "license": before.license,

@@ -88,7 +88,7 @@ def save_pretrained(
     known = known_of(model, spec, arrays)
     if source is not None and "parents" in known.get("source", {}):
         given["source"] = {"parents": known["source"]["parents"], **source}
-    config = PretrainedConfig.of(spec, **(known | given))
+    config = PretrainedConfig(spec=spec, **(known | given))
     text = dump_config(config)
     directory = local_path(directory)
     _check_target(directory, overwrite)
@@ -159,7 +159,7 @@ def _load_directory(
     directory: Path, dtype: jax.typing.DTypeLike | None, changes: dict[str, Any], rngs: nnx.Rngs
 ) -> Network:
     config = read_config(directory)
-    spec = config.spec()
+    spec = config.spec
     path = directory / WEIGHTS_NAME
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found beside {CONFIG_NAME}; write the directory again")

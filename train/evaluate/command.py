@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 
 from aa_flax.consistency import Protocol
 from aa_flax.files import write_atomically
-from aa_flax.models.specs import parse_spec
+from aa_flax.models.specs import changed_spec, parse_spec, resolve_spec
 from aa_flax.weights.config import Preprocessing, PretrainedConfig
 from aa_flax.weights.store import WEIGHTS_NAME, load_pretrained
 from train.console import open_console, progress
@@ -190,17 +190,19 @@ def _pretrained_config(config: Config) -> PretrainedConfig:
         asked = None if config.model is None else parse_spec(config.model)
         if config.weights is None:
             assert config.model is not None
-            found = PretrainedConfig(model=config.model)
+            found = PretrainedConfig(spec=resolve_spec(config.model))
         else:
             found = describe(config.weights, "--weights")
     except (ValueError, OSError) as error:
         raise CommandError(str(error)) from error
-    if asked is not None and asked != parse_spec(found.model):
+    if asked is not None and asked != (found.spec.name, found.spec.filter_size):
         raise CommandError(
             f"--model {config.model} contradicts {config.weights}, which holds {found.model}; "
             "leave --model out, or convert the weights for that network"
         )
-    return found if config.pad_type is None else replace(found, pad_type=config.pad_type)
+    if config.pad_type is None:
+        return found
+    return replace(found, spec=changed_spec(found.spec, pad_type=config.pad_type))
 
 
 def _load(config: Config) -> Partial:

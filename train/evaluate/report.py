@@ -76,7 +76,7 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
         "repeat": {
             "options": _plain(dataclasses.asdict(evaluation.options)),
             "weights_sha256": None if evaluation.weights is None else file_sha256(evaluation.weights),
-            "pretrained": _plain(dataclasses.asdict(pretrained)),
+            "pretrained": _plain(pretrained.as_dict()),
             "device_count": jax.device_count(),
             **environment(),
         },

@@ -16,6 +16,7 @@ from jax.tree_util import Partial
 
 from aa_flax.consistency import Estimate, Protocol, Result
 from aa_flax.files import write_atomically
+from aa_flax.models.specs import resolve_spec
 from aa_flax.weights.config import PretrainedConfig
 from aa_flax.weights.json_file import read_json
 from aa_flax.weights.store import Preprocessing
@@ -78,7 +79,7 @@ def open_validation(data: Path) -> Photos:
         CommandError: No photos there, or folders that are not ImageNet's classes.
     """
     root = data / "val" if (data / "val").is_dir() else data
-    source = open_photos(root, PretrainedConfig(model="resnet50"))
+    source = open_photos(root, PretrainedConfig(spec=resolve_spec("resnet50")))
     digest = hashlib.sha256()
     for index, label in enumerate(source.labels):
         digest.update(f"{source.name(index)}\0{label}\0{source.path(index).stat().st_size}\n".encode())
