@@ -36,7 +36,7 @@ from difflib import get_close_matches
 from inspect import signature
 from typing import Any
 
-from aa_flax.consistency.distance import Distance, agreement_by_distance
+from aa_flax.consistency.by_distance import Distance, agreement_by_distance
 from aa_flax.consistency.fixed import Accuracy, Diagonal, Exact, WorstCase
 from aa_flax.consistency.measure import (
     accuracy,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from aa_flax.consistency.distance import Distance
+from aa_flax.consistency.by_distance import Distance
 from aa_flax.consistency.fixed import Accuracy, Diagonal, Exact, WorstCase
 from aa_flax.consistency.pairs import Circular, Crop, Fractional, Zhang2019
 from aa_flax.consistency.protocol import Progress
