@@ -153,10 +153,11 @@ def measure(model: nnx.Module, images: Images) -> tuple[consistency.Result, cons
     """Accuracy, and how often two crops of one image get the same answer."""
     margins = ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0))
     padded = np.pad(images.test, margins, mode="reflect")
-    options = {"crop": 32, "preprocess": PREPROCESS, "device_batch": 200}
+    accuracy = consistency.Accuracy(crop=32, device_batch=200)
+    agreement = consistency.Crop(crop=32, shifts=2 * MARGIN + 1, device_batch=200)
     return (
-        consistency.accuracy(model, images.test, images.test_labels, **options),
-        consistency.crop(model, padded, images.test_labels, shifts=2 * MARGIN + 1, **options),
+        accuracy.measure(model, images.test, images.test_labels, preprocess=PREPROCESS),
+        agreement.measure(model, padded, images.test_labels, preprocess=PREPROCESS),
     )
 
 

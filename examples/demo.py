@@ -103,14 +103,11 @@ def _outcome(config: Config, spec: str) -> Outcome:
     dataset = open_dataset(recipe.data)
     images, labels = _held_out(dataset)
     rule = dataset.preprocessing
-    moved = consistency.diagonal(
+    moved = consistency.Diagonal(crop=rule.crop, steps=2 * dataset.margin, device_batch=len(images)).measure(
         model,
         np.pad(images, ((0, 0), *((dataset.margin, dataset.margin),) * 2, (0, 0)), mode="reflect"),
         labels,
-        crop=rule.crop,
-        steps=2 * dataset.margin,
         preprocess=consistency.Normalise(rule.mean, rule.std),
-        device_batch=len(images),
     )
     return Outcome(scores[max(scores)], moved.arrays["predictions"])
 

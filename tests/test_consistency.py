@@ -1,5 +1,6 @@
 """Every protocol against the loops of its definition, and everything that has to be refused."""
 
+import dataclasses
 import json
 import math
 from itertools import pairwise
@@ -63,14 +64,8 @@ def test_crop_with_given_offsets_is_the_loop(scene, pairs, seed, device_batch):
     rng = np.random.default_rng(seed)
     offsets = rng.integers(0, shifts, (pairs, 2, 2))
     labels = rng.integers(0, toys.CLASSES, len(images))
-    result = consistency.crop(
-        toys.called(toys.strided),
-        images,
-        labels,
-        crop=crop,
-        shifts=shifts,
-        given=offsets,
-        device_batch=device_batch,
+    result = consistency.Crop(crop=crop, shifts=shifts, given=offsets, device_batch=device_batch).measure(
+        toys.called(toys.strided), images, labels
     )
     classes = [
         [[toys.loop_class(toys.loop_crop(image, crop, shifts, at)) for at in pair] for pair in offsets]
@@ -86,8 +81,8 @@ def test_crop_with_given_offsets_is_the_loop(scene, pairs, seed, device_batch):
 @pytest.mark.parametrize("name", ["crop", "zhang2019"])
 def test_random_crops_agree_as_their_recorded_offsets_say(name, kind):
     images, labels = toys.photos(19, 27, 30), np.arange(19) % toys.CLASSES
-    measure = getattr(consistency, name)
-    result = measure(kind(toys.strided), images, labels, crop=20, shifts=7, pairs=4, seed=3)
+    protocol = consistency.create_protocol(name, crop=20, shifts=7, pairs=4, seed=3)
+    result = protocol.measure(kind(toys.strided), images, labels)
     offsets = result.arrays["offsets"]
     classes = [
         [[toys.loop_class(toys.loop_crop(image, (20, 20), 7, at)) for at in pair] for pair in own]
@@ -97,7 +92,7 @@ def test_random_crops_agree_as_their_recorded_offsets_say(name, kind):
     assert 0.2 < np.mean(agreement) < 0.95, "the toy must sometimes agree and sometimes not"
     check(result, agreement)
     check_parts(result, correct, wrong)
-    again = measure(kind(toys.strided), images, labels, crop=20, shifts=7, given=offsets)
+    again = dataclasses.replace(protocol, given=offsets).measure(kind(toys.strided), images, labels)
     np.testing.assert_array_equal(again.arrays["predictions"], result.arrays["predictions"])
 
 
@@ -134,7 +129,7 @@ def test_offsets_are_uniform_over_the_whole_range():
 def test_exact_is_the_mean_over_all_pairs_of_crops(scene, seed):
     images, crop, shifts = scene
     labels = np.random.default_rng(seed).integers(0, toys.CLASSES, len(images))
-    result = consistency.exact(toys.called(toys.strided), images, labels, crop=crop, shifts=shifts)
+    result = consistency.Exact(crop=crop, shifts=shifts).measure(toys.called(toys.strided), images, labels)
     places = [(row, column) for row in range(shifts) for column in range(shifts)]
     classes = [[toys.loop_class(toys.loop_crop(image, crop, shifts, at)) for at in places] for image in images]
     np.testing.assert_array_equal(result.arrays["predictions"].reshape(len(images), -1), classes)
@@ -148,7 +143,9 @@ def test_exact_is_the_mean_over_all_pairs_of_crops(scene, seed):
 @settings(**SIZES)
 def test_circular_rolls_the_centre_crop(scene, reach, seed):
     images, crop, _ = scene
-    result = consistency.circular(toys.called(toys.strided), images, crop=crop, max_shift=reach, pairs=3, seed=seed)
+    result = consistency.Circular(crop=crop, max_shift=reach, pairs=3, seed=seed).measure(
+        toys.called(toys.strided), images
+    )
     offsets = result.arrays["offsets"]
     assert offsets.min() >= -reach
     assert offsets.max() < reach
@@ -163,7 +160,7 @@ def test_diagonal_gives_the_four_arrays_and_the_flip_rate():
     images, labels, steps = toys.photos(6, 26, 31), np.array([0, 1, 2, 3, 4, 0]), 9
     # Divided, so that probabilities are not all 0 and 1.
     fn = Partial(lambda x: toys.strided(x) / 64)
-    result = consistency.diagonal(fn, images, labels, crop=(17, 20), steps=steps)
+    result = consistency.Diagonal(crop=(17, 20), steps=steps).measure(fn, images, labels)
     flips = []
     for row, (image, label) in enumerate(zip(images, labels, strict=True)):
         classes = []
@@ -186,7 +183,9 @@ def test_diagonal_gives_the_four_arrays_and_the_flip_rate():
 def test_worst_case_is_right_under_every_shift():
     images, reach = toys.photos(40, 33, 30, block=12), 3
     first = [toys.loop_class(toys.loop_centre(image, (24, 24))) for image in images]
-    result = consistency.worst_case(toys.compiled(toys.strided), images, np.array(first), crop=24, max_shift=reach)
+    result = consistency.WorstCase(crop=24, max_shift=reach).measure(
+        toys.compiled(toys.strided), images, np.array(first)
+    )
     for within in range(reach + 1):
         right = []
         for image, label in zip(images, first, strict=True):
@@ -233,8 +232,8 @@ def test_half_shifts_lose_nyquist_on_even_sides_only():
 @pytest.mark.parametrize("periodic", [False, True])
 def test_fractional_shifts_the_image_or_the_crop(periodic):
     images = toys.photos(5, 13, 12, seed=4)
-    result = consistency.fractional(
-        toys.compiled(toys.strided), images, crop=9, pairs=2, max_shift=2.0, periodic=periodic
+    result = consistency.Fractional(crop=9, pairs=2, max_shift=2.0, periodic=periodic).measure(
+        toys.compiled(toys.strided), images
     )
     for image, own, seen in zip(images, result.arrays["offsets"], result.arrays["predictions"], strict=True):
         for at, predicted in zip(own.reshape(-1, 2), seen.ravel(), strict=True):
@@ -264,7 +263,7 @@ def test_distance_pairs_lie_that_far_apart():
 def test_distance_estimates_the_exact_curve():
     images = toys.photos(8, 24, 24, seed=7)
     fn = toys.compiled(toys.strided)
-    grids = consistency.exact(fn, images, crop=16, shifts=8).arrays["predictions"]
+    grids = consistency.Exact(crop=16, shifts=8).measure(fn, images).arrays["predictions"]
     curve = consistency.agreement_by_distance(grids)
     for apart, estimate in curve.items():
         agreement = []
@@ -278,7 +277,7 @@ def test_distance_estimates_the_exact_curve():
                         pairs.append(grid[row, column] == grid[row, column + apart])
             agreement.append(float(np.mean(pairs)))
         assert (estimate.value, estimate.stderr) == pytest.approx(toys.loop_moments(agreement))
-    sampled = consistency.distance(fn, images, crop=16, shifts=8, pairs=300, distances=[1, 3, 4, 7])
+    sampled = consistency.Distance(crop=16, shifts=8, pairs=300, distances=[1, 3, 4, 7]).measure(fn, images)
     for name, part in sampled.parts.items():
         # 2400 pairs: the sampling error is at most 50 / sqrt(2400) = 1.02 points.
         assert part.value == pytest.approx(curve[int(name)].value, abs=3.5)
@@ -291,7 +290,7 @@ def test_accuracy_ranks_the_label_with_ties_by_class():
     labels = np.random.default_rng(1).integers(0, 9, 60)
     images = np.arange(60, dtype=np.float32).reshape(60, 1, 1, 1)
     fn = Partial(lambda table, x: table[x[:, 0, 0, 0].astype(jnp.int32)], jnp.asarray(logits))
-    result = consistency.accuracy(fn, images, labels, crop=1)
+    result = consistency.Accuracy(crop=1).measure(fn, images, labels)
     top1, top5 = [], []
     for row, label in zip(logits, labels, strict=True):
         order = sorted(range(9), key=lambda c: (-row[c], c))
@@ -302,7 +301,7 @@ def test_accuracy_ranks_the_label_with_ties_by_class():
     assert result.parts["top5"].value == pytest.approx(top5_value)
     assert result.parts["top5"].stderr == pytest.approx(top5_stderr)
     assert 0 < result.value < top5_value < 100
-    few = consistency.accuracy(lambda x: fn(x)[:, :4], images, labels % 4, crop=1)
+    few = consistency.Accuracy(crop=1).measure(lambda x: fn(x)[:, :4], images, labels % 4)
     assert few.parts["top5"].value == 100
 
 
@@ -311,22 +310,40 @@ def test_every_crop_size_and_the_centre_is_the_centre(crop):
     images = toys.photos(2, crop + 32, crop + 33)
     labels = [toys.loop_class(toys.loop_centre(image, (crop, crop))) for image in images]
     fn = toys.called(toys.strided)
-    assert consistency.accuracy(fn, images, np.array(labels), crop=crop).value == 100
-    result = consistency.crop(fn, images, crop=crop, pairs=2)
+    assert consistency.Accuracy(crop=crop).measure(fn, images, np.array(labels)).value == 100
+    result = consistency.Crop(crop=crop, pairs=2).measure(fn, images)
     for image, own, seen in zip(images, result.arrays["offsets"], result.arrays["predictions"], strict=True):
         for at, predicted in zip(own.reshape(-1, 2), seen.ravel(), strict=True):
             assert predicted == toys.loop_class(toys.loop_crop(image, (crop, crop), 32, at))
 
 
 def test_one_image_has_no_standard_error_and_is_json():
-    result = consistency.crop(toys.called(toys.strided), toys.photos(1, 40, 40), crop=33, shifts=8)
+    result = consistency.Crop(crop=33, shifts=8).measure(toys.called(toys.strided), toys.photos(1, 40, 40))
     assert math.isnan(result.stderr)
     told = json.loads(json.dumps(result.as_dict(), allow_nan=False))
     assert told["stderr"] is None
     assert told["protocol"] == "crop"
     assert told["images"] == 1
     rebuilt = consistency.create_protocol(told["protocol"], **told["settings"])
-    assert rebuilt == result.protocol
+    assert rebuilt == consistency.Crop(crop=33, shifts=8)
+
+
+@pytest.mark.parametrize("name", consistency.PROTOCOLS)
+def test_the_one_call_of_earlier_versions_still_measures(name):
+    kind, images, fn = consistency.PROTOCOLS[name], toys.photos(2, 28, 28), toys.called(toys.strided)
+    with pytest.warns(DeprecationWarning, match=rf"write consistency\.{kind.__name__}\(\.\.\.\)\.measure\(fn"):
+        call = getattr(consistency, "worst_case" if name == "worst" else name)
+    room = {"shifts": 3} if "shifts" in kind.__dataclass_fields__ else {}
+    room |= {"steps": 2} if name == "diagonal" else {}
+    told = call(fn, images, np.zeros(2, int), crop=20, progress=lambda done, total: None, **room)
+    assert told.as_dict() == kind(crop=20, **room).measure(fn, images, np.zeros(2, int)).as_dict()
+
+
+def test_earlier_names():
+    with pytest.warns(DeprecationWarning, match="write consistency.ShiftProtocol"):
+        assert consistency.Protocol is consistency.ShiftProtocol  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(AttributeError, match="no attribute 'crops'"):
+        consistency.crops  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.parametrize("name", consistency.PROTOCOLS)
@@ -423,20 +440,15 @@ def test_callers_functions_see_one_shape_no_larger_than_the_device_batch():
         shapes.add(x.shape)
         return toys.strided_logits(np, np.asarray(x))
 
-    consistency.exact(network, toys.photos(5, 26, 26), crop=19, shifts=7, device_batch=10)
+    consistency.Exact(crop=19, shifts=7, device_batch=10).measure(network, toys.photos(5, 26, 26))
     assert len(shapes) == 1
     assert shapes.pop()[0] <= 10
 
 
 def test_progress_counts_every_image_once():
     seen = []
-    consistency.crop(
-        toys.called(toys.strided),
-        toys.photos(11, 26, 26),
-        crop=19,
-        shifts=7,
-        device_batch=4,
-        progress=lambda done, total: seen.append((done, total)),
+    consistency.Crop(crop=19, shifts=7, device_batch=4).measure(
+        toys.called(toys.strided), toys.photos(11, 26, 26), progress=lambda done, total: seen.append((done, total))
     )
     assert seen == [(4, 11), (8, 11), (11, 11)]
 
@@ -448,55 +460,70 @@ LABELS = np.array([0, 1, 2])
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda f: consistency.crop(f, IMAGES, crop=224), r"images of 40x40.*crop=224x224 and shifts=32.*255x255"),
-        (lambda f: consistency.crop(f, IMAGES, crop=0), "crop=0"),
-        (lambda f: consistency.crop(f, IMAGES, crop=8.0), "crop=8.0"),
-        (lambda f: consistency.crop(f, IMAGES, crop=(8, 8, 3)), r"crop=\(8, 8, 3\)"),
-        (lambda f: consistency.crop(f, IMAGES, crop=8, shifts=0), "shifts=0"),
-        (lambda f: consistency.crop(f, IMAGES, crop=8, shifts=2.5), "shifts=2.5: must be a whole number"),
-        (lambda f: consistency.Crop(crop=8).per_image(f, IMAGES, index=LABELS - 1), "index has the number -1"),
-        (lambda f: consistency.crop(f, IMAGES, crop=8, pairs=0), "pairs=0"),
-        (lambda f: consistency.crop(f, IMAGES, crop=8, seed=-1), "seed=-1"),
-        (lambda f: consistency.crop(f, IMAGES, crop=8, device_batch=0), "device_batch=0"),
-        (lambda f: consistency.crop(f, IMAGES[0], crop=8), r"images must have.*\(40, 40, 3\)"),
-        (lambda f: consistency.crop(f, IMAGES[:0], crop=8), r"images must have.*\(0, 40, 40, 3\)"),
-        (lambda f: consistency.crop(f, IMAGES > 3, crop=8), "images must be.*bool"),
-        (lambda f: consistency.crop(f, IMAGES, LABELS[:2], crop=8), r"labels must be 3 integers.*\(2,\)"),
-        (lambda f: consistency.crop(f, IMAGES, LABELS / 2, crop=8), "labels must be 3 integers.*float"),
         (
-            lambda f: consistency.crop(f, IMAGES, LABELS + 3, crop=8),
+            lambda f: consistency.Crop(crop=224).measure(f, IMAGES),
+            r"images of 40x40.*crop=224x224 and shifts=32.*255x255",
+        ),
+        (lambda f: consistency.Crop(crop=0).measure(f, IMAGES), "crop=0"),
+        (lambda f: consistency.Crop(crop=8.0).measure(f, IMAGES), "crop=8.0"),
+        (lambda f: consistency.Crop(crop=(8, 8, 3)).measure(f, IMAGES), r"crop=\(8, 8, 3\)"),
+        (lambda f: consistency.Crop(crop=8, shifts=0).measure(f, IMAGES), "shifts=0"),
+        (lambda f: consistency.Crop(crop=8, shifts=2.5).measure(f, IMAGES), "shifts=2.5: must be a whole number"),
+        (lambda f: consistency.Crop(crop=8).per_image(f, IMAGES, index=LABELS - 1), "index has the number -1"),
+        (lambda f: consistency.Crop(crop=8, pairs=0).measure(f, IMAGES), "pairs=0"),
+        (lambda f: consistency.Crop(crop=8, seed=-1).measure(f, IMAGES), "seed=-1"),
+        (lambda f: consistency.Crop(crop=8, device_batch=0).measure(f, IMAGES), "device_batch=0"),
+        (lambda f: consistency.Crop(crop=8).measure(f, IMAGES[0]), r"images must have.*\(40, 40, 3\)"),
+        (lambda f: consistency.Crop(crop=8).measure(f, IMAGES[:0]), r"images must have.*\(0, 40, 40, 3\)"),
+        (lambda f: consistency.Crop(crop=8).measure(f, IMAGES > 3), "images must be.*bool"),
+        (lambda f: consistency.Crop(crop=8).measure(f, IMAGES, LABELS[:2]), r"labels must be 3 integers.*\(2,\)"),
+        (lambda f: consistency.Crop(crop=8).measure(f, IMAGES, LABELS / 2), "labels must be 3 integers.*float"),
+        (
+            lambda f: consistency.Crop(crop=8).measure(f, IMAGES, LABELS + 3),
             "label is none.*1 images, the first with index 2 and label 5",
         ),
-        (lambda f: consistency.accuracy(f, IMAGES, None, crop=8), "labels=None.*'accuracy'"),
-        (lambda f: consistency.accuracy(f, IMAGES, LABELS, crop=(8, 41)), "crop=8x41.*8x41"),
-        (lambda f: consistency.circular(f, IMAGES, crop=41), "crop=41x41 and circular"),
-        (lambda f: consistency.circular(f, IMAGES, crop=8, max_shift=0), "max_shift=0"),
-        (lambda f: consistency.fractional(f, IMAGES, crop=8, max_shift=0.0), "max_shift=0.0"),
-        (lambda f: consistency.fractional(f, IMAGES, crop=8, max_shift=math.nan), "max_shift=nan"),
-        (lambda f: consistency.diagonal(f, IMAGES, LABELS, crop=20), "crop=20x20 and steps=32.*52x52"),
-        (lambda f: consistency.diagonal(f, IMAGES, LABELS, crop=8, steps=0), "steps=0"),
-        (lambda f: consistency.worst_case(f, IMAGES, LABELS, crop=33), "max_shift=4.*41x41"),
-        (lambda f: consistency.worst_case(f, IMAGES, LABELS, crop=8, max_shift=-1), "max_shift=-1"),
-        (lambda f: consistency.distance(f, IMAGES, crop=8, distances=(1, 32)), r"distances=\(1, 32\).*31"),
-        (lambda f: consistency.distance(f, IMAGES, crop=8, distances=()), r"distances=\(\)"),
-        (lambda f: consistency.distance(f, IMAGES, crop=8, shifts=1), "shifts=1"),
-        (lambda f: consistency.crop(f, IMAGES, crop=8, given=[[[0, 32], [0, 0]]]), r"given.*\[0, 32\].*\[0, 31\]"),
-        (lambda f: consistency.crop(f, IMAGES, crop=8, given=[[0, 1]]), r"given must have.*\(1, 2\)"),
-        (lambda f: consistency.crop(f, IMAGES, crop=8, given=[[[0.5, 1], [0, 0]]]), "given=float64"),
-        (lambda f: consistency.circular(f, IMAGES, crop=8, given=[[[0.5, 1], [0, 0]]]), "given=float64"),
-        (lambda f: consistency.fractional(f, IMAGES, crop=8, given=[[[math.inf, 1], [0, 0]]]), "not finite"),
-        (lambda f: consistency.crop(f, IMAGES, crop=8, given=np.zeros((2, 1, 2, 2), int)), "offsets of 2 images"),
-        (lambda f: consistency.crop(lambda x: f(x)[0], IMAGES, crop=8), r"fn must return logits.*\(5,\)"),
+        (lambda f: consistency.Accuracy(crop=8).measure(f, IMAGES, None), "labels=None.*'accuracy'"),
+        (lambda f: consistency.Accuracy(crop=(8, 41)).measure(f, IMAGES, LABELS), "crop=8x41.*8x41"),
+        (lambda f: consistency.Circular(crop=41).measure(f, IMAGES), "crop=41x41 and circular"),
+        (lambda f: consistency.Circular(crop=8, max_shift=0).measure(f, IMAGES), "max_shift=0"),
+        (lambda f: consistency.Fractional(crop=8, max_shift=0.0).measure(f, IMAGES), "max_shift=0.0"),
+        (lambda f: consistency.Fractional(crop=8, max_shift=math.nan).measure(f, IMAGES), "max_shift=nan"),
+        (lambda f: consistency.Diagonal(crop=20).measure(f, IMAGES, LABELS), "crop=20x20 and steps=32.*52x52"),
+        (lambda f: consistency.Diagonal(crop=8, steps=0).measure(f, IMAGES, LABELS), "steps=0"),
+        (lambda f: consistency.WorstCase(crop=33).measure(f, IMAGES, LABELS), "max_shift=4.*41x41"),
+        (lambda f: consistency.WorstCase(crop=8, max_shift=-1).measure(f, IMAGES, LABELS), "max_shift=-1"),
+        (lambda f: consistency.Distance(crop=8, distances=(1, 32)).measure(f, IMAGES), r"distances=\(1, 32\).*31"),
+        (lambda f: consistency.Distance(crop=8, distances=()).measure(f, IMAGES), r"distances=\(\)"),
+        (lambda f: consistency.Distance(crop=8, shifts=1).measure(f, IMAGES), "shifts=1"),
         (
-            lambda f: consistency.crop(lambda x: f(x)[1:], IMAGES, crop=8),
+            lambda f: consistency.Crop(crop=8, given=[[[0, 32], [0, 0]]]).measure(f, IMAGES),
+            r"given.*\[0, 32\].*\[0, 31\]",
+        ),
+        (lambda f: consistency.Crop(crop=8, given=[[0, 1]]).measure(f, IMAGES), r"given must have.*\(1, 2\)"),
+        (lambda f: consistency.Crop(crop=8, given=[[[0.5, 1], [0, 0]]]).measure(f, IMAGES), "given=float64"),
+        (lambda f: consistency.Circular(crop=8, given=[[[0.5, 1], [0, 0]]]).measure(f, IMAGES), "given=float64"),
+        (lambda f: consistency.Fractional(crop=8, given=[[[math.inf, 1], [0, 0]]]).measure(f, IMAGES), "not finite"),
+        (
+            lambda f: consistency.Crop(crop=8, given=np.zeros((2, 1, 2, 2), int)).measure(f, IMAGES),
+            "offsets of 2 images",
+        ),
+        (lambda f: consistency.Crop(crop=8).measure(lambda x: f(x)[0], IMAGES), r"fn must return logits.*\(5,\)"),
+        (
+            lambda f: consistency.Crop(crop=8).measure(lambda x: f(x)[1:], IMAGES),
             r"fn must return logits.*for 30 images.*\(29, 5\)",
         ),
-        (lambda f: consistency.crop(Partial(lambda x: x), IMAGES, crop=8), r"fn must return logits.*\(30, 8, 8, 3\)"),
         (
-            lambda f: consistency.crop(lambda x: f(x) * math.nan, IMAGES, crop=8),
+            lambda f: consistency.Crop(crop=8).measure(Partial(lambda x: x), IMAGES),
+            r"fn must return logits.*\(30, 8, 8, 3\)",
+        ),
+        (
+            lambda f: consistency.Crop(crop=8).measure(lambda x: f(x) * math.nan, IMAGES),
             "NaN for 3 images, the first with index 0",
         ),
-        (lambda f: consistency.crop(Network(nnx.Rngs(0)), IMAGES, crop=8), "images are uint8.*Network.*preprocess"),
+        (
+            lambda f: consistency.Crop(crop=8).measure(Network(nnx.Rngs(0)), IMAGES),
+            "images are uint8.*Network.*preprocess",
+        ),
         (lambda f: consistency.gather([]), "batches is empty"),
         (lambda f: consistency.agreement_by_distance(np.zeros((2, 3, 4))), r"grids must.*\(2, 3, 4\)"),
         (lambda f: consistency.create_protocol("crops"), "unknown protocol 'crops'; close to it: crop"),

@@ -145,7 +145,9 @@ def test_eight_devices_change_nothing(name):
 def test_a_result_tells_how_to_repeat_it(name):
     images, fn = toys.photos(13, 29, 30), toys.called(toys.strided)
     result = protocol_of(name, seed=7).measure(fn, images)
-    again = result.protocol.measure(fn, images[::-1], index=np.arange(13)[::-1])
+    again = consistency.create_protocol(result.protocol, **result.settings).measure(
+        fn, images[::-1], index=np.arange(13)[::-1]
+    )
     np.testing.assert_array_equal(again.arrays["offsets"][::-1], result.arrays["offsets"])
     np.testing.assert_array_equal(again.per_image[::-1], result.per_image)
     assert not np.array_equal(
@@ -157,7 +159,7 @@ def test_a_result_tells_how_to_repeat_it(name):
 def fifty_runs():
     """The exact value of the strided toy on 64 images, and 50 random runs of both protocols."""
     images, fn = toys.photos(64, 28, 28, seed=3), toys.called(toys.strided)
-    exact = consistency.exact(fn, images, crop=20, shifts=9)
+    exact = consistency.Exact(crop=20, shifts=9).measure(fn, images)
     grids = exact.arrays["predictions"]
     runs = {}
     for name in ("zhang2019", "crop"):

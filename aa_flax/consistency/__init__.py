@@ -1,15 +1,15 @@
 """Shift stability of any network: protocols, each a pure function of `fn(images) -> logits`.
 
     from aa_flax import consistency
-    result = consistency.crop(fn, images, crop=224, preprocess=consistency.Normalise())
+    result = consistency.Crop(crop=224).measure(fn, images, preprocess=consistency.Normalise())
     print(result)                       # 91.12 +- 1.21: percent, standard error over images
     result.value, result.stderr, result.parts, result.per_image, result.arrays, result.as_dict()
 
-One call each for images in memory: `accuracy`, `zhang2019`, `crop`, `exact`, `circular`,
-`diagonal`, `worst_case`, `fractional`, `distance`. Images are (N, H, W, C), float or integer, cut
-to the size that the protocol moves in (256 for crops of 224); there is no data loading here.
+A protocol is a frozen dataclass of settings: `Accuracy`, `Zhang2019`, `Crop`, `Exact`, `Circular`,
+`Diagonal`, `WorstCase`, `Fractional`, `Distance`. Images are (N, H, W, C), float or integer, cut to
+the size that the protocol moves in (256 for crops of 224); there is no data loading here.
 
-For images that come in batches, a protocol is a frozen dataclass with two levels:
+`measure` takes images in memory. For those that come in batches there are two levels:
 
     protocol = consistency.create_protocol("crop", crop=224, seed=0)       # a class of PROTOCOLS
     arrays = protocol.per_image(fn, images, index=numbers, labels=labels)  # for each batch
@@ -32,36 +32,27 @@ order of these numbers, by definition). Padded images are dropped from the array
 docs/measuring.md defines every protocol and says what it does not say.
 """
 
+import functools
+import warnings
 from difflib import get_close_matches
 from inspect import signature
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aa_flax.consistency.by_distance import Distance, agreement_by_distance
 from aa_flax.consistency.fixed import Accuracy, Diagonal, Exact, WorstCase
-from aa_flax.consistency.measure import (
-    accuracy,
-    circular,
-    crop,
-    diagonal,
-    distance,
-    exact,
-    fractional,
-    worst_case,
-    zhang2019,
-)
 from aa_flax.consistency.pairs import Circular, Crop, Fractional, Pairs, Zhang2019
-from aa_flax.consistency.protocol import Protocol, gather
+from aa_flax.consistency.protocol import ShiftProtocol, gather
 from aa_flax.consistency.result import Estimate, Result
 from aa_flax.consistency.views import Normalise, fourier_shift
 
-PROTOCOLS: dict[str, type[Protocol]] = {
+PROTOCOLS: dict[str, type[ShiftProtocol]] = {
     protocol.name: protocol
     for protocol in (Accuracy, Zhang2019, Crop, Exact, Circular, Diagonal, WorstCase, Fractional, Distance)
 }
 """Every protocol by its name."""
 
 
-def create_protocol(name: str, *, seed: int = 0, **settings: Any) -> Protocol:
+def create_protocol(name: str, *, seed: int = 0, **settings: Any) -> ShiftProtocol:
     """A protocol by name, for loops over names.
 
     Args:
@@ -83,6 +74,24 @@ def create_protocol(name: str, *, seed: int = 0, **settings: Any) -> Protocol:
     return PROTOCOLS[name](**settings, **({"seed": seed} if "seed" in fields else {}))
 
 
+def _measure(kind: type[ShiftProtocol], fn: Any, images: Any, labels: Any = None, **given: Any) -> Result:
+    run = {name: given.pop(name) for name in ("preprocess", "progress") if name in given}
+    return kind(**given).measure(fn, images, labels, **run)
+
+
+if not TYPE_CHECKING:  # so that type checkers point at the names of earlier versions too
+
+    def __getattr__(name: str) -> Any:
+        if name == "Protocol":
+            here, now = ShiftProtocol, "consistency.ShiftProtocol"
+        elif kind := PROTOCOLS.get("worst" if name == "worst_case" else name):
+            here, now = functools.partial(_measure, kind), f"consistency.{kind.__name__}(...).measure(fn, images, ...)"
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        warnings.warn(f"consistency.{name} is deprecated: write {now}", DeprecationWarning, stacklevel=2)
+        return here
+
+
 __all__ = [
     "PROTOCOLS",
     "Accuracy",
@@ -95,21 +104,12 @@ __all__ = [
     "Fractional",
     "Normalise",
     "Pairs",
-    "Protocol",
     "Result",
+    "ShiftProtocol",
     "WorstCase",
     "Zhang2019",
-    "accuracy",
     "agreement_by_distance",
-    "circular",
     "create_protocol",
-    "crop",
-    "diagonal",
-    "distance",
-    "exact",
     "fourier_shift",
-    "fractional",
     "gather",
-    "worst_case",
-    "zhang2019",
 ]

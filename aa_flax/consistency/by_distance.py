@@ -7,14 +7,14 @@ from typing import ClassVar
 import numpy as np
 
 from aa_flax.consistency.pairs import centred_window, generators
-from aa_flax.consistency.protocol import Arrays, PerImage, Protocol, require_at_least
+from aa_flax.consistency.protocol import Arrays, PerImage, ShiftProtocol, require_at_least
 from aa_flax.consistency.result import Estimate
 from aa_flax.consistency.sweep import View
 from aa_flax.consistency.views import Size
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distance(Protocol):
+class Distance(ShiftProtocol):
     """How often two crops agree that are exactly d pixels apart along one axis.
 
     For every d, the axis is rows or columns with equal chance, and the pair lies anywhere in the

@@ -6,13 +6,13 @@ from typing import ClassVar
 import numpy as np
 
 from aa_flax.consistency.pairs import centred_window
-from aa_flax.consistency.protocol import Arrays, PerImage, Protocol, require_at_least, require_room
+from aa_flax.consistency.protocol import Arrays, PerImage, ShiftProtocol, require_at_least, require_room
 from aa_flax.consistency.sweep import Readout, View, read_probabilities, read_ranks
 from aa_flax.consistency.views import Size, Window, centre
 
 
 @dataclass(frozen=True, kw_only=True)
-class Accuracy(Protocol):
+class Accuracy(ShiftProtocol):
     """Top-1 accuracy of the centre crop; the part "top5" is the top-5 accuracy.
 
     Equal logits are ranked by class number, as arg-max does. A network of up to five classes has
@@ -41,7 +41,7 @@ class Accuracy(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exact(Protocol):
+class Exact(ShiftProtocol):
     """Crop consistency without sampling: the mean over all pairs of the `shifts` x `shifts` crops.
 
     With n_c crops predicted as class c, an image has `sum_c (n_c / shifts^2)^2`. This is what
@@ -81,7 +81,7 @@ class Exact(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Diagonal(Protocol):
+class Diagonal(ShiftProtocol):
     """The network along the diagonal: crops at (0, 0), (1, 1), ..., (steps, steps).
 
     The value is the mean flip rate: how many of the `steps` neighbouring crops differ in their
@@ -119,7 +119,7 @@ class Diagonal(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorstCase(Protocol):
+class WorstCase(ShiftProtocol):
     """Accuracy against the worst shift: images correct at every shift of up to `max_shift` pixels.
 
     All (2 max_shift + 1)^2 crops around the centre crop are tried. Parts: "within_0" (plain

@@ -9,7 +9,7 @@ import numpy as np
 from aa_flax.consistency.protocol import (
     Arrays,
     PerImage,
-    Protocol,
+    ShiftProtocol,
     agree,
     require_at_least,
     require_room,
@@ -19,7 +19,7 @@ from aa_flax.consistency.views import FourierShifted, Rolled, Size, Window
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pairs(Protocol):
+class Pairs(ShiftProtocol):
     """Agreement of the predictions under two shifts of an image, over several pairs.
 
     The value is the share of pairs whose predictions agree; equal shifts count as agreement.

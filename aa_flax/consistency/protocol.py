@@ -28,7 +28,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protocol:
+class ShiftProtocol:
     """A way to measure a network under shifts; a value with settings and no state.
 
     Args:
@@ -140,7 +140,7 @@ class Protocol:
         arrays = {name: np.asarray(array) for name, array in arrays.items()}
         _refuse_failures(arrays)
         percent, parts = self.reduce(arrays)
-        return Result.of(self, percent, parts, arrays)
+        return Result.of(percent, parts, arrays, protocol=self.name, quantity=self.quantity, settings=self.settings())
 
     def measure(
         self,

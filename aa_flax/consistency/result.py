@@ -3,12 +3,9 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from aa_flax.consistency.protocol import Protocol
 
 
 @dataclass(frozen=True)
@@ -43,8 +40,10 @@ class Result(Estimate):
     """One protocol, measured.
 
     Args:
-        protocol: the protocol with all its settings; run again on the same images in the same
-            order (or with the same `index`), it draws the same shifts.
+        protocol: its name in `PROTOCOLS`.
+        quantity: what the value is a percentage of, such as "consistency".
+        settings: all that decide the value: `create_protocol(protocol, **settings)`, run again on the
+            same images in the same order (or with the same `index`), draws the same shifts.
         per_image: (images,) the percentage of each image; `value` is its mean.
         parts: further percentages by name, such as "consistent_correct" or "top5".
         arrays: what was observed, each (images, ...): "index" (the number of each image, from
@@ -52,7 +51,9 @@ class Result(Estimate):
             "labels" where they were given. Protocols name the others they add.
     """
 
-    protocol: "Protocol"
+    protocol: str
+    quantity: str
+    settings: Mapping[str, Any]
     per_image: np.ndarray = field(repr=False)
     parts: Mapping[str, Estimate]
     arrays: Mapping[str, np.ndarray] = field(repr=False)
@@ -60,16 +61,21 @@ class Result(Estimate):
     @classmethod
     def of(
         cls,
-        protocol: "Protocol",
         percent: np.ndarray,
         parts: Mapping[str, np.ndarray],
         arrays: Mapping[str, np.ndarray],
+        *,
+        protocol: str,
+        quantity: str,
+        settings: Mapping[str, Any],
     ) -> Self:
         """Build a result from per-image percentages: the value itself, then its parts."""
         estimates = {name: Estimate.over_images(each) for name, each in parts.items()}
         return cls(
             **_moments(percent),
             protocol=protocol,
+            quantity=quantity,
+            settings=settings,
             per_image=percent,
             parts=estimates,
             arrays=dict(arrays),
@@ -83,8 +89,8 @@ class Result(Estimate):
     def as_dict(self) -> dict[str, Any]:
         """The result as JSON-ready values, without the per-image arrays; `nan` becomes None."""
         return {
-            "protocol": self.protocol.name,
-            "settings": self.protocol.settings(),
+            "protocol": self.protocol,
+            "settings": dict(self.settings),
             "images": self.images,
             **super().as_dict(),
             "parts": {name: part.as_dict() for name, part in self.parts.items()},

@@ -169,7 +169,7 @@ def _read(
 
 
 def read_predictions(logits: jax.Array, labels: jax.Array | None) -> dict[str, jax.Array]:
-    """The predicted class, or a negative code that `Protocol.summarise` turns into an error."""
+    """The predicted class, or a negative code that `ShiftProtocol.summarise` turns into an error."""
     predicted = jnp.argmax(logits, axis=1).astype(jnp.int32)
     if labels is not None:
         unknown = (labels < 0) | (labels >= logits.shape[1])

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import jax
 from jax.tree_util import Partial
 
-from aa_flax.consistency import Protocol
+from aa_flax.consistency import ShiftProtocol
 from aa_flax.files import write_atomically
 from aa_flax.models.specs import changed_spec, parse_spec, resolve_spec
 from aa_flax.weights.config import Preprocessing, PretrainedConfig
@@ -134,7 +134,7 @@ def _score(
     config: Config,
     fn: Partial,
     batches: Batches,
-    protocols: dict[str, Protocol],
+    protocols: dict[str, ShiftProtocol],
     preprocessing: Preprocessing,
     photos: ImageFolder,
     failed: dict[str, str],

@@ -59,7 +59,7 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
         top5 = accuracy["parts"]["top5"]
         figures = {"top1": accuracy["value"], "top1_stderr": accuracy["stderr"]}
         figures |= {"top5": top5["value"], "top5_stderr": top5["stderr"]}
-    agreements = [name for name, each in score.results.items() if each.protocol.quantity == "consistency"]
+    agreements = [name for name, each in score.results.items() if each.quantity == "consistency"]
     return {
         "model": pretrained.model,
         "images": len(score.index),
@@ -152,10 +152,10 @@ def _plain(value: Any) -> Any:
 
 def _lines(result: Result) -> dict[str, Estimate]:
     """Title and value of what the table says of a protocol."""
-    name = result.protocol.name
+    name = result.protocol
     if name == "accuracy":
         return {"top-1 accuracy": result, "top-5 accuracy": result.parts["top5"]}
-    lines: dict[str, Estimate] = {f"{result.protocol.quantity}, {name}": result}
+    lines: dict[str, Estimate] = {f"{result.quantity}, {name}": result}
     for part in ("consistent_correct", "consistent_wrong"):
         if part in result.parts:
             lines[f"  {name}, {part.replace('_', ' and ')}"] = result.parts[part]

@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
-from aa_flax.consistency import PROTOCOLS, Crop, Protocol, Result, create_protocol
+from aa_flax.consistency import PROTOCOLS, Crop, Result, ShiftProtocol, create_protocol
 from aa_flax.weights.config import Preprocessing
 from aa_flax.weights.json_file import read_json
 from train.data import Batch
@@ -52,7 +52,7 @@ def protocols_for(
     seed: int = 0,
     offsets: np.ndarray | None = None,
     device_batch: int = 64,
-) -> dict[str, Protocol]:
+) -> dict[str, ShiftProtocol]:
     """Protocols with the settings that fit images of a kind.
 
     Args:
@@ -77,9 +77,9 @@ def protocols_for(
         "shifts": 2 * margin + 1 if margin else room,
         "steps": room,
     }
-    chosen: dict[str, Protocol] = {}
+    chosen: dict[str, ShiftProtocol] = {}
     for name in names:
-        kind = PROTOCOLS.get(name, Protocol)
+        kind = PROTOCOLS.get(name, ShiftProtocol)
         fields = {field.name for field in dataclasses.fields(kind)}
         settings = {key: value for key, value in fitting.items() if key in fields}
         if offsets is not None and issubclass(kind, Crop):
@@ -136,7 +136,7 @@ def whole_batch(batch_size: int) -> int:
 def score(
     fn: Partial,
     batches: Iterable[Batch],
-    protocols: Mapping[str, Protocol],
+    protocols: Mapping[str, ShiftProtocol],
     preprocessing: Preprocessing,
     *,
     margin: int = 0,
@@ -204,7 +204,7 @@ def _gathered(parts: list[dict]) -> dict[str, np.ndarray]:
 
 
 def _summary(
-    protocols: Mapping[str, Protocol],
+    protocols: Mapping[str, ShiftProtocol],
     seen: dict[str, list[dict[str, jax.Array]]],
     counted: list[dict[str, np.ndarray]],
 ) -> Score:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.tree_util import Partial
 
-from aa_flax.consistency import Estimate, Protocol, Result
+from aa_flax.consistency import Estimate, Result, ShiftProtocol
 from aa_flax.files import write_atomically
 from aa_flax.models.specs import resolve_spec
 from aa_flax.weights.config import PretrainedConfig
@@ -51,7 +51,7 @@ class Settings:
     timing_batch: int
     timing_repeats: int
 
-    def protocols(self, preprocessing: Preprocessing) -> dict[str, Protocol]:
+    def protocols(self, preprocessing: Preprocessing) -> dict[str, ShiftProtocol]:
         """Accuracy and the reference's crop consistency, for images prepared in a way."""
         return protocols_for(
             ("accuracy", CONSISTENCY),
