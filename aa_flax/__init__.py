@@ -18,8 +18,8 @@ from aa_flax.export import ExportedNetwork, export, load_exported
 from aa_flax.hub import load_from_hub, push_to_hub
 from aa_flax.inference import fold_batchnorm
 from aa_flax.models import ModelSpec, Network, create_model, list_models, register
+from aa_flax.plain_pooling import adaptive_avg_pool, avg_pool, max_blur_pool, max_pool
 from aa_flax.platforms import traced_for
-from aa_flax.pooling import adaptive_avg_pool, avg_pool, max_blur_pool, max_pool
 from aa_flax.surgery import StridedOperation, SurgeryReport, antialias, find_strided
 from aa_flax.upsample import BlurUpsample, blur_upsample
 from aa_flax.weights import (

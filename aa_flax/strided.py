@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from aa_flax import blurpool, pooling
+from aa_flax import blurpool, plain_pooling
 from aa_flax.axes import per_axis
 from aa_flax.downsample import Downsample
 from aa_flax.dtypes import at_least_float32
@@ -137,7 +137,7 @@ def dense_max(x: jax.Array, axes: Sequence[int], window: Sequence[int], pads: Se
         margins[axis] = (lo, hi, 0)
     x = lax.pad(x, jnp.asarray(lowest, x.dtype), margins)
     for axis, size in zip(reversed(axes), reversed(window), strict=True):
-        x = pooling.window_max(x, (axis,), (size,), (1,))
+        x = plain_pooling.window_max(x, (axis,), (size,), (1,))
     return x
 
 

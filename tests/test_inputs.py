@@ -16,7 +16,7 @@ import aa_flax
 import aa_flax.linen
 from aa_flax.models.abstract import abstract_model
 from aa_flax.models.images import check_images
-from aa_flax.pooling import global_avg_pool
+from aa_flax.plain_pooling import global_avg_pool
 
 RNGS = nnx.Rngs(0)
 # Each maps (..., 6, 5, 2), the last two of them (..., 5, 2) and (..., 4, 6, 5, 2).

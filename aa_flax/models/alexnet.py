@@ -14,7 +14,7 @@ from aa_flax.models.base import Network
 from aa_flax.models.family import Family, Recipe, TorchNames
 from aa_flax.models.initialisers import torch_default, torch_default_bias
 from aa_flax.models.layers import Builder
-from aa_flax.pooling import adaptive_avg_pool, global_avg_pool, max_pool
+from aa_flax.plain_pooling import adaptive_avg_pool, global_avg_pool, max_pool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

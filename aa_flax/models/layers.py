@@ -13,7 +13,7 @@ from aa_flax.downsample import METHODS, Downsample, Site
 from aa_flax.models.batch_norm import BatchNorm, FrozenBatchNorm
 from aa_flax.models.convolutions import dense_conv, depthwise_conv
 from aa_flax.models.initialisers import Initialiser, he_fan_out, torch_default, torch_default_bias
-from aa_flax.pooling import max_pool
+from aa_flax.plain_pooling import max_pool
 
 
 class Stack(nnx.Module):

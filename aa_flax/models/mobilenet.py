@@ -14,7 +14,7 @@ from aa_flax.models.base import Network
 from aa_flax.models.family import Family, Recipe, TorchNames
 from aa_flax.models.initialisers import normal
 from aa_flax.models.layers import Builder, Stack
-from aa_flax.pooling import global_avg_pool
+from aa_flax.plain_pooling import global_avg_pool
 
 # Expansion, width, repeats and first stride of each stage (table 2 of the paper).
 STAGES = (

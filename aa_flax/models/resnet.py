@@ -15,7 +15,7 @@ from flax import nnx
 from aa_flax.models.base import Network
 from aa_flax.models.family import Family, TorchNames
 from aa_flax.models.layers import Builder, Stack, dense_max
-from aa_flax.pooling import global_avg_pool, max_pool
+from aa_flax.plain_pooling import global_avg_pool, max_pool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

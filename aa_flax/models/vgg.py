@@ -14,7 +14,7 @@ from aa_flax.models.base import Network
 from aa_flax.models.family import Family, Recipe, TorchNames
 from aa_flax.models.initialisers import normal
 from aa_flax.models.layers import Builder, dense_max
-from aa_flax.pooling import adaptive_avg_pool, global_avg_pool, max_pool
+from aa_flax.plain_pooling import adaptive_avg_pool, global_avg_pool, max_pool
 
 STAGE_WIDTHS = (64, 128, 256, 512, 512)
 

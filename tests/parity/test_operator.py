@@ -9,7 +9,7 @@ import pytest
 from antialiased_cnns import BlurPool, BlurPool1D
 
 from aa_flax.blurpool import blur_pool
-from aa_flax.pooling import adaptive_avg_pool, avg_pool, max_pool
+from aa_flax.plain_pooling import adaptive_avg_pool, avg_pool, max_pool
 from tests.parity import compare, oracles
 
 F = oracles.torch.nn.functional
