@@ -3,7 +3,9 @@
 Zhang, *Making Convolutional Networks Shift-Invariant Again*, ICML 2019 (arXiv 1904.11486).
 """
 
-from aa_flax import consistency, linen, nn
+from typing import TYPE_CHECKING, Any
+
+from aa_flax import consistency, linen, nn, plain_pooling
 from aa_flax.blurpool import blur_pool
 from aa_flax.downsample import (
     AdaptivePolyphase,
@@ -18,7 +20,6 @@ from aa_flax.export import ExportedNetwork, export, load_exported
 from aa_flax.hub import load_from_hub, push_to_hub
 from aa_flax.inference import fold_batchnorm
 from aa_flax.models import ModelSpec, Network, create_model, list_models, register
-from aa_flax.plain_pooling import adaptive_avg_pool, avg_pool, max_blur_pool, max_pool
 from aa_flax.platforms import traced_for
 from aa_flax.surgery import StridedOperation, SurgeryReport, antialias, find_strided
 from aa_flax.upsample import BlurUpsample, blur_upsample
@@ -33,6 +34,14 @@ from aa_flax.weights import (
     save_pretrained,
     to_torch_state_dict,
 )
+
+if not TYPE_CHECKING:  # so that type checkers point at the names of earlier versions too
+
+    def __getattr__(name: str) -> Any:
+        from aa_flax.deprecated import deprecated
+
+        return deprecated(name)
+
 
 __version__ = "0.1.0"
 
@@ -53,9 +62,7 @@ __all__ = [
     "PretrainedConfig",
     "StridedOperation",
     "SurgeryReport",
-    "adaptive_avg_pool",
     "antialias",
-    "avg_pool",
     "blur_pool",
     "blur_upsample",
     "consistency",
@@ -69,9 +76,8 @@ __all__ = [
     "load_exported",
     "load_from_hub",
     "load_pretrained",
-    "max_blur_pool",
-    "max_pool",
     "nn",
+    "plain_pooling",
     "push_to_hub",
     "read_config",
     "read_torch_checkpoint",

@@ -1,15 +1,16 @@
-"""Pooling of images with PyTorch's values and gradients: (..., H, W, C), all axes in front are batch."""
+"""Pools with PyTorch's values and gradients: (..., H, W, C), all axes in front are batch.
+
+They are plain: where they stride, they alias. The anti-aliased ones are in :mod:`aa_flax.nn`.
+"""
 
 import functools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from aa_flax.axes import check_floating, per_axis, spatial_axes
-from aa_flax.blurpool import blur_axes
 from aa_flax.dtypes import at_least_float32
 
 
@@ -27,6 +28,8 @@ def max_pool(
     window: int | Sequence[int],
     stride: int | Sequence[int],
     padding: int | Sequence[int] = 0,
+    *,
+    circular: bool = False,
 ) -> jax.Array:
     """Maximum over windows; value and gradient equal PyTorch's, ties and NaN included.
 
@@ -35,6 +38,7 @@ def max_pool(
         window: window size in pixels, one number or (height, width).
         stride: distance between windows in pixels, one number or (height, width).
         padding: pixels of minus infinity on each side, one number or (height, width).
+        circular: let the map go on at its opposite side in place of ``padding``; with stride 1 it keeps its size.
 
     Returns:
         Array (..., H', W', C) of the input's dtype with ``H' = (H + 2 padding - window) // stride + 1``.
@@ -43,10 +47,22 @@ def max_pool(
         ValueError: if the padded map is smaller than the window.
     """
     axes = spatial_axes("max_pool", x, 2)
-    pads = per_axis("padding", padding, 2, least=0)
-    if any(pads):
-        x = lax.pad(x, _lowest(x.dtype), [(0, 0, 0)] * axes.start + [(p, p, 0) for p in pads] + [(0, 0, 0)])
-    return window_max(x, tuple(axes), per_axis("window", window, 2), per_axis("stride", stride, 2))
+    sizes, pads = per_axis("window", window, 2), per_axis("padding", padding, 2, least=0)
+    if circular:
+        margins = [(0, 0)] * axes.start + [((size - 1) // 2, size // 2) for size in sizes] + [(0, 0)]
+        x = jnp.pad(x, margins, mode="wrap")
+    elif any(pads):
+        x = pad_lowest(x, axes, [(p, p) for p in pads])
+    return window_max(x, tuple(axes), sizes, per_axis("stride", stride, 2))
+
+
+def pad_lowest(x: jax.Array, axes: Sequence[int], pads: Sequence[tuple[int, int]]) -> jax.Array:
+    """Pads axes, (before, after) for each of them, by what no maximum takes: minus infinity, or the least number."""
+    lowest = -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
+    margins = [(0, 0, 0)] * x.ndim
+    for axis, (low, high) in zip(axes, pads, strict=True):
+        margins[axis] = (low, high, 0)
+    return lax.pad(x, jnp.asarray(lowest, x.dtype), margins)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
@@ -89,10 +105,6 @@ def _shifted(x: jax.Array, axis: int, size: int, stride: int) -> list[jax.Array]
     return [lax.slice_in_dim(x, i, i + span, stride, axis) for i in range(size)]
 
 
-def _lowest(dtype) -> np.ndarray:
-    return np.asarray(-np.inf if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo(dtype).min, dtype)
-
-
 def avg_pool(x: jax.Array, window: int | Sequence[int], stride: int | Sequence[int]) -> jax.Array:
     """Mean over windows without padding.
 
@@ -116,33 +128,6 @@ def avg_pool(x: jax.Array, window: int | Sequence[int], stride: int | Sequence[i
     for axis, size, step in reversed(list(zip(axes, sizes, strides, strict=True))):
         y = functools.reduce(jnp.add, _shifted(y, axis, size, step)) / size
     return y.astype(x.dtype)
-
-
-def max_blur_pool(
-    x: jax.Array,
-    window: int | Sequence[int] = 2,
-    filter_size: int | Sequence[int] = 4,
-    stride: int | Sequence[int] = 2,
-    padding: int | Sequence[int] = 0,
-    pad_type: str = "reflect",
-) -> jax.Array:
-    """The anti-aliased form of a strided max-pool: a dense maximum, then blur and subsample.
-
-    Args:
-        x: floating point array (..., H, W, C).
-        window: window of the maximum in pixels, one number or (height, width).
-        filter_size: taps of the blur, see :func:`aa_flax.blur_pool`.
-        stride: subsampling factor of the blur; the maximum itself is dense.
-        padding: pixels of minus infinity on each side, for the maximum.
-        pad_type: padding of the blur, see :func:`aa_flax.blur_pool`.
-
-    Returns:
-        Array of the input's dtype.
-
-    Source: Zhang 2019, section 3.2, equation 6.
-    """
-    axes = spatial_axes("max_blur_pool", x, 2)
-    return blur_axes(max_pool(x, window, 1, padding), axes, filter_size, stride, pad_type, 0)
 
 
 def adaptive_avg_pool(x: jax.Array, output_size: int | Sequence[int]) -> jax.Array:

@@ -131,11 +131,7 @@ class BlurredConvolution:
 
 def dense_max(x: jax.Array, axes: Sequence[int], window: Sequence[int], pads: Sequence[tuple[int, int]]) -> jax.Array:
     """The maximum over windows one sample apart, along any axes."""
-    lowest = -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
-    margins = [(0, 0, 0)] * x.ndim
-    for axis, (lo, hi) in zip(axes, pads, strict=True):
-        margins[axis] = (lo, hi, 0)
-    x = lax.pad(x, jnp.asarray(lowest, x.dtype), margins)
+    x = plain_pooling.pad_lowest(x, axes, pads)
     for axis, size in zip(reversed(axes), reversed(window), strict=True):
         x = plain_pooling.window_max(x, (axis,), (size,), (1,))
     return x

@@ -30,7 +30,7 @@ SUBJECTS = {
     "export": "export",
     "platforms": "export",
 }
-MODULES = ("nn", "consistency", "linen")
+MODULES = ("nn", "plain_pooling", "consistency", "linen")
 FETCHED = re.compile(r"<(?:link|script|img|iframe)\b[^>]*\s(?:src|href)=[\"']?(?:https?:)?//[^>]*>")
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#|/)([^)#\s]+)")
 

@@ -126,7 +126,9 @@ def test_how_a_stride_is_shared_out(stride, shares):
 def test_blocks():
     x = values(2, 9, 10, 4)
     pool = aa_flax.nn.MaxBlurPool((3, 3), (2, 2), ((1, 1), (1, 1)), filter_size=3)
-    close(jax.jit(pool)(x), jax.jit(lambda x: aa_flax.max_blur_pool(x, 3, 3, 2, padding=1))(x))
+    close(
+        jax.jit(pool)(x), jax.jit(lambda x: aa_flax.blur_pool(aa_flax.plain_pooling.max_pool(x, 3, 1, padding=1), 3))(x)
+    )
     block = aa_flax.nn.ConvBlur(4, 6, (3, 3), norm=nnx.LayerNorm(6, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0))
     close(jax.jit(block)(x), jax.jit(lambda x: aa_flax.blur_pool(nnx.relu(block.norm(block.conv(x)))))(x))
     other = aa_flax.nn.ConvBlur(4, 6, (3, 3), downsample=aa_flax.IdealLowPass(2), rngs=nnx.Rngs(0))

@@ -14,18 +14,17 @@ from hypothesis import strategies as st
 
 import aa_flax
 import aa_flax.linen
+from aa_flax import plain_pooling
 from aa_flax.models.abstract import abstract_model
 from aa_flax.models.images import check_images
-from aa_flax.plain_pooling import global_avg_pool
 
 RNGS = nnx.Rngs(0)
 # Each maps (..., 6, 5, 2), the last two of them (..., 5, 2) and (..., 4, 6, 5, 2).
 IMAGE_LAYERS = {
-    "max_pool": lambda x: aa_flax.max_pool(x, 3, 2, 1),
-    "avg_pool": lambda x: aa_flax.avg_pool(x, 2, (1, 2)),
-    "adaptive_avg_pool": lambda x: aa_flax.adaptive_avg_pool(x, (4, 3)),
-    "global_avg_pool": global_avg_pool,
-    "max_blur_pool": aa_flax.max_blur_pool,
+    "max_pool": lambda x: plain_pooling.max_pool(x, 3, 2, 1),
+    "avg_pool": lambda x: plain_pooling.avg_pool(x, 2, (1, 2)),
+    "adaptive_avg_pool": lambda x: plain_pooling.adaptive_avg_pool(x, (4, 3)),
+    "global_avg_pool": plain_pooling.global_avg_pool,
     "blur_pool": lambda x: aa_flax.blur_pool(x, spatial_dims=2),
     "blur_upsample": lambda x: aa_flax.blur_upsample(x, spatial_dims=2),
     "BlurPool2D": aa_flax.BlurPool2D(3),
@@ -90,13 +89,12 @@ def test_without_a_number_of_axes_all_but_the_first_are_spatial():
 MAP = jnp.ones((1, 6, 6, 2))
 # Each takes one argument that counts something, for one or for both spatial axes.
 ARGUMENTS = {
-    "max_pool window": lambda n: aa_flax.max_pool(MAP, n, 1),
-    "max_pool stride": lambda n: aa_flax.max_pool(MAP, 2, n),
-    "max_pool padding": lambda n: aa_flax.max_pool(MAP, 2, 1, n),
-    "avg_pool window": lambda n: aa_flax.avg_pool(MAP, n, 1),
-    "avg_pool stride": lambda n: aa_flax.avg_pool(MAP, 2, n),
-    "adaptive_avg_pool": lambda n: aa_flax.adaptive_avg_pool(MAP, n),
-    "max_blur_pool": lambda n: aa_flax.max_blur_pool(MAP, n, n, n),
+    "max_pool window": lambda n: plain_pooling.max_pool(MAP, n, 1),
+    "max_pool stride": lambda n: plain_pooling.max_pool(MAP, 2, n),
+    "max_pool padding": lambda n: plain_pooling.max_pool(MAP, 2, 1, n),
+    "avg_pool window": lambda n: plain_pooling.avg_pool(MAP, n, 1),
+    "avg_pool stride": lambda n: plain_pooling.avg_pool(MAP, 2, n),
+    "adaptive_avg_pool": lambda n: plain_pooling.adaptive_avg_pool(MAP, n),
     "blur_pool filter_size": lambda n: aa_flax.blur_pool(MAP, n),
     "blur_pool stride": lambda n: aa_flax.blur_pool(MAP, 4, n),
     "blur_pool pad_off": lambda n: aa_flax.blur_pool(MAP, 4, 2, "zero", n),
@@ -176,8 +174,8 @@ def test_surgery_and_export_take_numpys_numbers(tmp_path):
 def test_means_of_whole_numbers_are_refused():
     x = jnp.ones((1, 4, 4, 1), jnp.uint8)
     for name, call in (
-        ("avg_pool", lambda: aa_flax.avg_pool(x, 2, 2)),
-        ("adaptive_avg_pool", lambda: aa_flax.adaptive_avg_pool(x, 2)),
+        ("avg_pool", lambda: plain_pooling.avg_pool(x, 2, 2)),
+        ("adaptive_avg_pool", lambda: plain_pooling.adaptive_avg_pool(x, 2)),
     ):
         with pytest.raises(TypeError, match=f"{name} takes floating point arrays, got uint8"):
             call()
@@ -283,7 +281,7 @@ class Foreign(aa_flax.Network):
         return (self.stem(x),)
 
     def _logits(self, x, rngs):
-        return self.head(global_avg_pool(x))
+        return self.head(plain_pooling.global_avg_pool(x))
 
 
 def test_a_family_from_outside_has_the_check():

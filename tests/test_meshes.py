@@ -14,7 +14,7 @@ from jax.tree_util import Partial
 
 import aa_flax
 import aa_flax.nn as aann
-from aa_flax import consistency, linen
+from aa_flax import consistency, linen, plain_pooling
 from aa_flax.models import mobilenet
 from aa_flax.models.abstract import abstract_model
 from aa_flax.models.batch_norm import BatchNorm
@@ -185,10 +185,9 @@ def layers() -> dict[str, tuple[Any, int]]:
         "ddac": (aa_flax.ContentAdaptiveBlur(8, rngs=rngs), 2),
         "ideal": (aa_flax.IdealLowPass(), 2),
         "BlurUpsample": (aa_flax.BlurUpsample(), 2),
-        "max_pool": (lambda x: aa_flax.max_pool(x, 3, 2, 1), 2),
-        "max_blur_pool": (aa_flax.max_blur_pool, 2),
-        "avg_pool": (lambda x: aa_flax.avg_pool(x, 2, 2), 2),
-        "adaptive_avg_pool": (lambda x: aa_flax.adaptive_avg_pool(x, 5), 2),
+        "max_pool": (lambda x: plain_pooling.max_pool(x, 3, 2, 1), 2),
+        "avg_pool": (lambda x: plain_pooling.avg_pool(x, 2, 2), 2),
+        "adaptive_avg_pool": (lambda x: plain_pooling.adaptive_avg_pool(x, 5), 2),
         "BatchNorm": (BatchNorm(8, rngs=rngs), 2),
         "BatchNorm in groups of a device": (BatchNorm(8, group_size=2, rngs=rngs), 2),
         "BatchNorm in groups of two devices": (BatchNorm(8, group_size=4, rngs=rngs), 2),

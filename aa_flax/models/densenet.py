@@ -14,7 +14,7 @@ from jax.nn.initializers import zeros
 from aa_flax.models.base import Network
 from aa_flax.models.family import Family, TorchNames
 from aa_flax.models.initialisers import he_fan_in
-from aa_flax.models.layers import Builder, dense_max
+from aa_flax.models.layers import Builder
 from aa_flax.plain_pooling import avg_pool, global_avg_pool, max_pool
 
 
@@ -135,7 +135,7 @@ class DenseNet(Network):
         if self.stem_blur is not None:
             x = self.stem_blur(x)
         if self.pool_blur is not None:
-            x = self.pool_blur(dense_max(x, 3, padding=1, circular=self.circular))
+            x = self.pool_blur(max_pool(x, 3, 1, padding=1, circular=self.circular))
         else:
             x = max_pool(x, 3, 2, padding=1)
         maps = []

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import zeros
 
@@ -13,7 +12,6 @@ from aa_flax.downsample import METHODS, Downsample, Site
 from aa_flax.models.batch_norm import BatchNorm, FrozenBatchNorm
 from aa_flax.models.convolutions import dense_conv, depthwise_conv
 from aa_flax.models.initialisers import Initialiser, he_fan_out, torch_default, torch_default_bias
-from aa_flax.plain_pooling import max_pool
 
 
 class Stack(nnx.Module):
@@ -43,21 +41,6 @@ class Stack(nnx.Module):
         for layer in self:
             x = layer(x, **kwargs)
         return x
-
-
-def dense_max(x: jax.Array, window: int, *, padding: int = 0, circular: bool = False) -> jax.Array:
-    """The maximum over windows one pixel apart.
-
-    Args:
-        x: map (N, H, W, C).
-        window: size of the window in pixels.
-        padding: pixels of minus infinity on each side.
-        circular: let the map go on at its opposite side instead, which keeps its size.
-    """
-    if circular:
-        margin = ((window - 1) // 2, window // 2)
-        return max_pool(jnp.pad(x, ((0, 0), margin, margin, (0, 0)), mode="wrap"), window, 1)
-    return max_pool(x, window, 1, padding)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

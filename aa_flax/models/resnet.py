@@ -14,7 +14,7 @@ from flax import nnx
 
 from aa_flax.models.base import Network
 from aa_flax.models.family import Family, TorchNames
-from aa_flax.models.layers import Builder, Stack, dense_max
+from aa_flax.models.layers import Builder, Stack
 from aa_flax.plain_pooling import global_avg_pool, max_pool
 
 
@@ -197,7 +197,7 @@ class ResNet(Network):
             x = self.stem_blur(x)
         if self.pool_blur is not None:
             # A 3x3 window with padding would be the plain network's; the published weights were trained with 2x2.
-            x = self.pool_blur(dense_max(x, 2, circular=self.circular))
+            x = self.pool_blur(max_pool(x, 2, 1, circular=self.circular))
         else:
             x = max_pool(x, 3, 2, padding=1)
         maps = [x := stage(x) for stage in self._stages()]
