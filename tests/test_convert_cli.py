@@ -20,7 +20,7 @@ import aa_flax.weights.safetensors_file
 import aa_flax.weights.store
 import convert_weights
 from aa_flax.models.variables import variables
-from aa_flax.weights import catalog
+from aa_flax.weights import catalog, conversion
 from aa_flax.weights.config import Preprocessing
 from aa_flax.weights.mapping import convert_state_dict
 from aa_flax.weights.store import load_pretrained, read_config
@@ -332,7 +332,7 @@ def test_an_interrupted_verification_does_not_deny_what_was_written(
     def interrupted(directory: Path):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(convert_weights, "load_pretrained", interrupted)
+    monkeypatch.setattr(conversion, "load_pretrained", interrupted)
     out = tmp_path / "out"
     assert convert(checkpoint, "--model", "densenet121", "--output", out, "--verify", *TINY_WORDS) == 130
     assert capsys.readouterr().err.endswith(f"interrupted: {out} is written, but not verified\n")
@@ -347,7 +347,7 @@ def test_verify_notices_a_difference(
         variables(model)["classifier.bias"][...] += 1
         return model
 
-    monkeypatch.setattr(convert_weights, "load_pretrained", damaged)
+    monkeypatch.setattr(conversion, "load_pretrained", damaged)
     assert convert(checkpoint, "--model", "densenet121", "--output", tmp_path / "o", "--verify", *TINY_WORDS) == 2
     assert "classifier.bias differs from what was converted" in capsys.readouterr().err
 
