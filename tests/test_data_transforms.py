@@ -16,7 +16,7 @@ from train.data.transforms import (
     crop_and_resize,
     evaluation_crop,
     random_resized_box,
-    resize_shorter,
+    resized_shape,
 )
 
 
@@ -64,9 +64,9 @@ def test_the_big_crop_s_centre_is_the_network_s_crop_for_odd_differences_too(big
 
 
 def test_the_longer_side_is_cut_off_not_rounded():
-    assert resize_shorter(noise(375, 500), 256).shape == (256, 341, 3)
-    assert resize_shorter(noise(500, 375), 256).shape == (341, 256, 3)
-    assert resize_shorter(noise(256, 300), 256).shape == (256, 300, 3)
+    assert resized_shape(375, 500, 256) == (256, 341)
+    assert resized_shape(500, 375, 256) == (341, 256)
+    assert resized_shape(256, 300, 256) == (256, 300)
 
 
 def test_one_pixel_becomes_a_flat_image():
@@ -78,7 +78,7 @@ def test_one_pixel_becomes_a_flat_image():
 
 def test_an_endless_strip_is_unreadable_instead_of_filling_the_memory():
     with pytest.raises(UnreadableImageError, match="too elongated"):
-        resize_shorter(np.zeros((1, 9_000, 3), np.uint8), 256)
+        evaluation_crop(np.zeros((1, 9_000, 3), np.uint8), resize=256, big=256, crop=224, interpolation="bilinear")
 
 
 @settings(max_examples=60, deadline=None)
@@ -138,4 +138,4 @@ def test_too_little_memory_is_a_reason(monkeypatch):
 
     monkeypatch.setattr(Image.Image, "resize", full)
     with pytest.raises(UnreadableImageError, match="not enough memory to resize its 7x5 pixels"):
-        resize_shorter(np.zeros((5, 7, 3), np.uint8), 4)
+        evaluation_crop(np.zeros((5, 7, 3), np.uint8), resize=4, big=4, crop=4, interpolation="bilinear")

@@ -58,7 +58,7 @@ class FourierShifted:
 
 
 def centre(length: int, size: int) -> int:
-    """Where a centre crop of `size` pixels begins, by the rule of SPEC and torchvision."""
+    """Where a centre crop of `size` pixels begins, by torchvision's rule."""
     return round((length - size) / 2.0)
 
 

@@ -52,41 +52,9 @@ def resized_shape(height: int, width: int, size: int) -> tuple[int, int]:
     return (size, new_long) if height <= width else (new_long, size)
 
 
-def resize_shorter(pixels: np.ndarray, size: int, interpolation: str = "bilinear") -> np.ndarray:
-    """The whole image with its shorter side resized to `size` pixels.
-
-    Args:
-      pixels: (height, width, 3) uint8.
-      size: length of the shorter side after it, in pixels.
-      interpolation: a key of `FILTERS`; Pillow's filters, which antialias.
-
-    Raises:
-      UnreadableImageError: see `resized_shape`.
-    """
-    height, width = resized_shape(*_sides(pixels), size)
-    return _resize(pixels, height, width, interpolation)
-
-
-def _sides(pixels: np.ndarray) -> tuple[int, int]:
-    return pixels.shape[0], pixels.shape[1]
-
-
 def centre_offset(size: int, crop: int) -> int:
     """Where torchvision's centre crop of `crop` pixels starts on a side of `size` pixels."""
     return round((size - crop) / 2.0)
-
-
-def _resize_and_crop(pixels: np.ndarray, shape: tuple[int, int], box: Box, interpolation: str) -> np.ndarray:
-    """A rectangle of the resized image.
-
-    All of it is computed: Pillow's `box=` is rounded to float32, and which of its two passes comes
-    first depends on the size and on its version, so that no shortcut gives the same bits for sure.
-    """
-    if _sides(pixels) == shape:
-        return pixels[box.top : box.top + box.height, box.left : box.left + box.width]
-    height, width = shape
-    resized = Image.fromarray(pixels).resize((width, height), FILTERS[interpolation])
-    return np.asarray(resized.crop((box.left, box.top, box.left + box.width, box.top + box.height)))
 
 
 def evaluation_crop(pixels: np.ndarray, *, resize: int, big: int, crop: int, interpolation: str) -> np.ndarray:
@@ -106,10 +74,12 @@ def evaluation_crop(pixels: np.ndarray, *, resize: int, big: int, crop: int, int
     Returns:
       (big, big, 3) uint8.
     """
-    shape = resized_shape(*_sides(pixels), resize)
+    height, width = resized_shape(pixels.shape[0], pixels.shape[1], resize)
     inner = centre_offset(big, crop)
-    top, left = (centre_offset(side, crop) - inner for side in shape)
-    return _resize_and_crop(pixels, shape, Box(top, left, big, big), interpolation)
+    top, left = (centre_offset(side, crop) - inner for side in (height, width))
+    # All of it is resized: Pillow's `box=` is rounded to float32, and which of its two passes comes first depends on
+    # the size and on its version, so that no shortcut gives the same bits for sure.
+    return _resize(pixels, height, width, interpolation)[top : top + big, left : left + big]
 
 
 def random_resized_box(
