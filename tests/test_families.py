@@ -1,4 +1,4 @@
-"""A family made outside the package, that of docs/architecture.md, goes everywhere the package's own go."""
+"""A family made outside the package, that of docs/how-to-add.md, goes everywhere the package's own go."""
 
 import dataclasses
 import pickle
@@ -26,7 +26,7 @@ from train.fit.config import TrainConfig
 from train.fit.network import initial_network
 from train.fit.presets import preset
 
-PAGE = Path(__file__).parents[1] / "docs" / "architecture.md"
+PAGE = Path(__file__).parents[1] / "docs" / "how-to-add.md"
 # What a checkpoint of it in PyTorch has, written down by hand: eight channels, then sixteen; five classes.
 CONVS = {"features.0": (8, 3, 3, 3), "features.3": (16, 8, 3, 3), "features.7": (16, 16, 3, 3)}
 NORMS = {"features.1": 8, "features.4": 16, "features.8": 16}
