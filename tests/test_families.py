@@ -35,7 +35,7 @@ NORMS = {"features.1": 8, "features.4": 16, "features.8": 16}
 @pytest.fixture(scope="module", autouse=True)
 def tinynet():
     """The page's module, imported as a user's is; gone after these tests."""
-    source = re.search(r"### A network family.*?```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
+    source = re.search(r"## A network family.*?```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
     assert source
     module = types.ModuleType("tinynet")
     with patch.dict(MODELS), patch.dict(sys.modules, {"tinynet": module}):
