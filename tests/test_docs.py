@@ -32,9 +32,13 @@ def blocks(page):
 def run(page):
     """Run the blocks one after another as a module; a failure shows the line of the page."""
     module = types.ModuleType(f"page_{page.stem}")
-    with patch.dict(sys.modules, {module.__name__: module}):
+    sys.modules[module.__name__] = module
+    try:
         for line, source in blocks(page):
             exec(compile("\n" * (line - 1) + source, str(page), "exec"), module.__dict__)
+    finally:
+        # This one alone: parts of NumPy that a page was the first to import cannot be loaded twice.
+        del sys.modules[module.__name__]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
