@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
@@ -93,19 +92,12 @@ def draw(random: np.random.Generator, config: Config) -> tuple[np.ndarray, np.nd
 def build(config: Config) -> Finder:
     """The network; the backbone's normalisation is frozen, for batches are small."""
     rngs = nnx.Rngs(config.seed)
-    options = {"num_classes": 0, "frozen_bn": config.weights is not None}
     if config.weights is None:
-        backbone = aa_flax.create_model(config.model, rngs=rngs, **options)
+        backbone = aa_flax.create_model(config.model, num_classes=0, rngs=rngs)
     else:
-        pretrained = aa_flax.load_pretrained(config.weights)
-        backbone = aa_flax.create_model(str(pretrained.spec), rngs=rngs, **options)
-        values = dict(nnx.to_flat_state(nnx.state(pretrained)))
-        # Everything but the classifier, which this backbone does not have.
-        nnx.update(backbone, nnx.from_flat_state([(p, values[p]) for p, _ in nnx.to_flat_state(nnx.state(backbone))]))
-    shape = jax.ShapeDtypeStruct((1, config.size, config.size, 3), jnp.float32)
-    graphdef, state = nnx.split(backbone)
-    maps = jax.eval_shape(lambda state, x: nnx.merge(graphdef, state, copy=True).feature_pyramid(x), state, shape)
-    return Finder(backbone, tuple(m.shape[-1] for m in maps), rngs)
+        backbone = aa_flax.load_pretrained(config.weights, num_classes=0, frozen_bn=True)
+        backbone.train()
+    return Finder(backbone, backbone.feature_channels, rngs)
 
 
 def fit(model: Finder, config: Config, *, everything: bool, random: np.random.Generator) -> float:
