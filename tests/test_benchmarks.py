@@ -40,6 +40,7 @@ def test_convolutions(tmp_path):
     assert all(row["XLA / ours"] > 0 for rows in report["tables"].values() for row in rows)
 
 
+@pytest.mark.slow
 def test_inference(tmp_path):
     report = _run(tmp_path, "inference", "--no-torch", "--models", "resnet18")
     forward = report["tables"]["Forward"]
@@ -48,6 +49,7 @@ def test_inference(tmp_path):
     assert [row["network"] for row in report["tables"]["Cost of anti-aliasing in percent"]] == ["resnet18_lpf4"]
 
 
+@pytest.mark.slow
 def test_training(tmp_path):
     options = ("--models", "resnet18", "--variants", "antialiased", "--remat", "none", "keep_convs")
     report = _run(tmp_path, "training", "--no-torch", *options)
