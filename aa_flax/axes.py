@@ -15,7 +15,7 @@ from aa_flax.meshes import require_whole
 
 
 def spatial_axes(caller: str, x: jax.Array, spatial_dims: int | None) -> range:
-    """The spatial axes of ``x``, counted from the front.
+    """The spatial axes of `x`, counted from the front.
 
     Args:
         caller: the layer or function, for the error.
@@ -46,7 +46,7 @@ def whole_number(name: str, value: Any, least: int = 1) -> int:
     """An argument that counts something, as a Python number; numpy's are taken, booleans and fractions are not.
 
     Raises:
-        ValueError: for anything else, or a number below ``least``.
+        ValueError: for anything else, or a number below `least`.
     """
     number = _index(value)
     if number is None or number < least:

@@ -21,7 +21,7 @@ from aa_flax.platforms import platform_dependent
 
 
 class Band(NamedTuple):
-    """A banded matrix by rows: row i is the sum of ``weights[i, j]`` at column ``indices[i, j]``."""
+    """A banded matrix by rows: row i is the sum of `weights[i, j]` at column `indices[i, j]`."""
 
     indices: np.ndarray
     weights: np.ndarray
@@ -107,7 +107,7 @@ def matmul_each(x: jax.Array, maps: Maps) -> jax.Array:
 
 
 def matmul_along(x: jax.Array, matrix: np.ndarray, axis: int) -> jax.Array:
-    """``matrix @ x`` along one axis, in float32 or wider."""
+    """`matrix @ x` along one axis, in float32 or wider."""
     dtype = at_least_float32(x.dtype)
     # Entries that the input's dtype holds exactly, as it does the taps of all usual filters, need no wider products.
     exact = jnp.finfo(x.dtype).bits < 32 and (np.asarray(matrix, x.dtype).astype(matrix.dtype) == matrix).all()
@@ -148,7 +148,7 @@ def _gather(x: jax.Array, bands: Sequence[Band], axes: Sequence[int]) -> jax.Arr
 
 
 def _scatter(x: jax.Array, bands: Sequence[Band], axes: Sequence[int], sizes: Sequence[int]) -> jax.Array:
-    """The transpose of :func:`_gather`, term by term, as a sum of scatter-adds into axes of the given sizes."""
+    """The transpose of `_gather`, term by term, as a sum of scatter-adds into axes of the given sizes."""
     x = x.astype(at_least_float32(x.dtype))
     # Zeros made from an empty slice of x are linear in it; constant ones would be kept as residuals.
     total = lax.slice_in_dim(x, 0, 0, axis=axes[0])

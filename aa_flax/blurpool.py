@@ -2,8 +2,8 @@
 
 Zhang, *Making Convolutional Networks Shift-Invariant Again*, ICML 2019, section 3 (arXiv 1904.11486).
 
-The filter is separable, so the layer is one linear map ``y = A x`` per spatial axis, and A is banded: see
-:mod:`aa_flax.axis_maps` for how it is applied.
+The filter is separable, so the layer is one linear map `y = A x` per spatial axis, and A is banded: see
+`aa_flax.axis_maps` for how it is applied.
 """
 
 import dataclasses
@@ -33,13 +33,13 @@ def binomial_filter(filter_size: int) -> np.ndarray:
     """The taps of a blur: a row of Pascal's triangle over its sum.
 
     Args:
-        filter_size: number of taps k, at least 1. 1 gives ``[1.]``, 4 gives ``[1, 3, 3, 1] / 8``.
+        filter_size: number of taps k, at least 1. 1 gives `[1.]`, 4 gives `[1, 3, 3, 1] / 8`.
 
     Returns:
         float64 array of shape (filter_size,) that sums to one.
 
     Raises:
-        ValueError: if ``filter_size`` is not a positive whole number.
+        ValueError: if `filter_size` is not a positive whole number.
 
     Source: Zhang 2019, section 4 ("Anti-aliasing filters").
     """
@@ -70,11 +70,11 @@ def blur_band(size: int, filter_size: int, stride: int, pad_type: str, pad_off: 
         size: length of the axis, at least 1.
         filter_size: number of taps.
         stride: distance between outputs, in samples.
-        pad_type: one of ``reflect``, ``replicate``, ``zero``, ``circular``.
+        pad_type: one of `reflect`, `replicate`, `zero`, `circular`.
         pad_off: samples of padding added on both sides; negative values crop.
 
     Returns:
-        ``(forward, backward)``: the (out, size) matrix and the (size, out) one.
+        `(forward, backward)`: the (out, size) matrix and the (size, out) one.
 
     Raises:
         ValueError: if the padded axis is shorter than the filter, so that there is no output.
@@ -100,7 +100,7 @@ def blur_band(size: int, filter_size: int, stride: int, pad_type: str, pad_off: 
 
 @dataclasses.dataclass(frozen=True)
 class BlurAxis:
-    """The BlurPool of one axis, as :mod:`aa_flax.axis_maps` takes it."""
+    """The BlurPool of one axis, as `aa_flax.axis_maps` takes it."""
 
     axis: int
     size: int
@@ -122,7 +122,7 @@ def blur_axes(
     pad_type: str,
     pad_off: int | Sequence[int],
 ) -> jax.Array:
-    """Blurs and subsamples ``x`` along the given axes; see :func:`blur_pool` for the other arguments."""
+    """Blurs and subsamples `x` along the given axes; see `blur_pool` for the other arguments."""
     x = jnp.asarray(x)
     check_floating("blur_pool", x)
     pad_type = canonical_pad_type(pad_type)
@@ -145,7 +145,7 @@ def blur_axes(
 
 
 def canonical_pad_type(pad_type: str) -> str:
-    """The full name of a pad type (``refl`` is ``reflect``); ValueError for an unknown one."""
+    """The full name of a pad type (`refl` is `reflect`); ValueError for an unknown one."""
     name = _PAD_ALIASES.get(pad_type, pad_type)
     if name not in NUMPY_PAD_MODES:
         raise ValueError(f"pad_type must be one of {', '.join(NUMPY_PAD_MODES)}, got {pad_type!r}")
@@ -163,16 +163,16 @@ def blur_pool(
 ) -> jax.Array:
     """Low-pass filters and subsamples every spatial axis of a channels-last batch.
 
-    Output position o of an axis is centred on input position ``stride * o - pad_off`` for odd filter sizes, and half a
-    sample further on for even ones (docs/where-the-grid-moves.md). With ``pad_off=0`` an axis of size N becomes
-    ``ceil(N / stride)``. Differentiable any number of times, in forward and reverse mode.
+    Output position o of an axis is centred on input position `stride * o - pad_off` for odd filter sizes, and half a
+    sample further on for even ones (docs/where-the-grid-moves.md). With `pad_off=0` an axis of size N becomes
+    `ceil(N / stride)`. Differentiable any number of times, in forward and reverse mode.
 
     Args:
         x: floating point array (N, spatial..., C) with any number of spatial axes.
         filter_size: number of binomial taps k, one for all axes or one per axis. 1 subsamples without blur.
         stride: subsampling factor in samples, one for all axes or one per axis. 1 blurs only.
-        pad_type: ``reflect`` (numpy's rule, the edge is not repeated; maps smaller than the padding are
-            reflected again), ``replicate``, ``zero`` or ``circular``; ``refl`` and ``repl`` are understood.
+        pad_type: `reflect` (numpy's rule, the edge is not repeated; maps smaller than the padding are
+            reflected again), `replicate`, `zero` or `circular`; `refl` and `repl` are understood.
         pad_off: samples of padding added on both sides of each axis; negative values crop.
         spatial_dims: spatial axes, those before the channels; all before them are batch. None means every axis but
             the first and the last, so that (N, T, H, W, C) is a volume: 2 makes it a batch of images.
@@ -181,7 +181,7 @@ def blur_pool(
         Array of the input's dtype. Sums run in float32, or in float64 for float64 inputs.
 
     Raises:
-        TypeError: if ``x`` is not floating point.
+        TypeError: if `x` is not floating point.
         ValueError: for an unknown pad type, sizes that are no whole numbers, or a geometry without output.
 
     Source: Zhang 2019, section 3.2.

@@ -18,7 +18,7 @@ def max_blur_pool(
     padding: int | Sequence[int] = 0,
     pad_type: str = "reflect",
 ) -> jax.Array:
-    """A dense maximum, then :func:`aa_flax.blur_pool`: :func:`aa_flax.nn.max_pool` with other arguments."""
+    """A dense maximum, then `aa_flax.blur_pool`: `aa_flax.nn.max_pool` with other arguments."""
     axes = spatial_axes("max_blur_pool", x, 2)
     return blur_axes(plain_pooling.max_pool(x, window, 1, padding), axes, filter_size, stride, pad_type, 0)
 

@@ -1,6 +1,6 @@
 """Networks that leave JAX's Python: a serialised StableHLO program, its weights beside it, and a loader.
 
-The program is ``jax.export``'s: it runs wherever a JAX of about the same time or a newer one runs (jax-ml's promise is
+The program is `jax.export`'s: it runs wherever a JAX of about the same time or a newer one runs (jax-ml's promise is
 six months), on the platforms that it was lowered for, without this package's networks.
 """
 
@@ -34,14 +34,14 @@ _LEAST_FREE_SIZE = 64
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ExportedNetwork:
-    """A loaded program with its weights: ``network(images)`` gives what the model gave in evaluation mode.
+    """A loaded program with its weights: `network(images)` gives what the model gave in evaluation mode.
 
     Attributes:
-        input_shape: what the program takes, text for sizes that are free, such as ``("b", 224, 224, 3)``.
+        input_shape: what the program takes, text for sizes that are free, such as `("b", 224, 224, 3)`.
         dtype: dtype of the images.
         platforms: where it runs.
         model: the spec that it was exported from, None for networks that are not of this package.
-        program: the program, of ``(weights, images)``.
+        program: the program, of `(weights, images)`.
         weights: the arrays by path.
     """
 
@@ -53,7 +53,7 @@ class ExportedNetwork:
     weights: dict[str, jax.Array] = dataclasses.field(repr=False)
 
     def __call__(self, images: jax.Array) -> Any:
-        """The outputs for images of ``input_shape``; can be called inside ``jax.jit``.
+        """The outputs for images of `input_shape`; can be called inside `jax.jit`.
 
         Raises:
             ValueError: for images of another shape or dtype.
@@ -87,7 +87,7 @@ def export(
         model: an NNX module that maps images (N, H, W, C) to arrays; one of this package, or any other.
         directory: the folder, made when missing; other files in it stay.
         batch: a name leaves the batch size free; a number fixes it.
-        image_size: height and width in pixels, one number for both. Names, as in ``("h", "w")``, leave them free from
+        image_size: height and width in pixels, one number for both. Names, as in `("h", "w")`, leave them free from
             64 pixels on; not for networks with tables that depend on the size, as every blur has.
         in_channels: channels of the images; by default what a network of this package takes.
         dtype: dtype of the images.
@@ -97,8 +97,8 @@ def export(
         The directory.
 
     Raises:
-        ImportError: if the package ``flatbuffers`` is missing.
-        TypeError: if ``model`` is no NNX module.
+        ImportError: if the package `flatbuffers` is missing.
+        TypeError: if `model` is no NNX module.
         ValueError: if the channels are not known, the model holds no values, or a size or platform is none.
     """
     _need_flatbuffers()
@@ -172,10 +172,10 @@ def _check_batch(batch: str | int) -> None:
 
 
 def load_exported(directory: str | os.PathLike[str]) -> ExportedNetwork:
-    """The program that :func:`export` has written, with its weights on the default device.
+    """The program that `export` has written, with its weights on the default device.
 
     Raises:
-        ImportError: if the package ``flatbuffers`` is missing.
+        ImportError: if the package `flatbuffers` is missing.
         FileNotFoundError: if a file is missing.
         CheckpointError: (a ValueError) if a file is damaged, or program and weights do not belong together.
     """

@@ -1,6 +1,6 @@
 """Networks on the Hugging Face Hub: a repository is a pretrained directory with a model card.
 
-Needs the package ``huggingface_hub`` (``pip install "aa_flax[hub]"``); nothing else of this library does.
+Needs the package `huggingface_hub` (`pip install "aa_flax[hub]"`); nothing else of this library does.
 """
 
 import json
@@ -36,20 +36,20 @@ def push_to_hub(
     """Uploads a network to the Hugging Face Hub, with a model card made from its configuration.
 
     Args:
-        model_or_directory: a network, or a directory that :func:`aa_flax.save_pretrained` or ``convert_weights.py``
-            has written. A ``README.md`` in the directory is kept as the card.
-        repo_id: ``owner/name``; the repository is made when it is missing.
+        model_or_directory: a network, or a directory that `aa_flax.save_pretrained` or `convert_weights.py`
+            has written. A `README.md` in the directory is kept as the card.
+        repo_id: `owner/name`; the repository is made when it is missing.
         private: make it private, if it is made.
-        token: access token; by default the one that ``hf auth login`` has stored.
+        token: access token; by default the one that `hf auth login` has stored.
         commit_message: what the history says.
-        **saving: for a network: ``license``, ``metrics``, ``source``, ``class_names`` and ``preprocessing`` of
-            :func:`aa_flax.save_pretrained`.
+        **saving: for a network: `license`, `metrics`, `source`, `class_names` and `preprocessing` of
+            `aa_flax.save_pretrained`.
 
     Returns:
         Address of the commit.
 
     Raises:
-        ImportError: if ``huggingface_hub`` is missing.
+        ImportError: if `huggingface_hub` is missing.
         FileNotFoundError: if the directory holds no network.
         ValueError, TypeError: if the network cannot be saved, or a directory is given with arguments for saving.
     """
@@ -79,16 +79,16 @@ def load_from_hub(
     """Downloads a network from the Hugging Face Hub, once, and loads it in evaluation mode.
 
     Args:
-        repo_id: ``owner/name``.
+        repo_id: `owner/name`.
         revision: branch, tag or commit; by default the newest.
         token: access token for private repositories.
         cache_dir: where downloads are kept; by default the client's own place.
         local_files_only: use what was downloaded before, without a connection.
-        dtype: what layers compute in, see :func:`aa_flax.load_pretrained`.
-        **changes: ``num_classes``, ``in_channels``, ``frozen_bn``, ``pad_type`` and ``rngs``, as there.
+        dtype: what layers compute in, see `aa_flax.load_pretrained`.
+        **changes: `num_classes`, `in_channels`, `frozen_bn`, `pad_type` and `rngs`, as there.
 
     Raises:
-        ImportError: if ``huggingface_hub`` is missing.
+        ImportError: if `huggingface_hub` is missing.
         CheckpointError: (a ValueError) if the repository's files do not fit.
         FileNotFoundError: if the repository holds no network of this package, or is not in the cache.
     """
@@ -107,7 +107,7 @@ def model_card(config: PretrainedConfig, repo_id: str = "owner/name") -> str:
     """The text of a model card: metadata for the Hub, use, figures, preparation of images, source, licence.
 
     Args:
-        config: the configuration of a pretrained directory, see :func:`aa_flax.read_config`.
+        config: the configuration of a pretrained directory, see `aa_flax.read_config`.
         repo_id: the repository that the example loads.
     """
     p = config.preprocessing

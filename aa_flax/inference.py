@@ -21,26 +21,26 @@ def fold_batchnorm(
 ) -> AnyModule:
     """A copy of a network for inference, with every batch normalisation that follows a product folded into it.
 
-    ``BN(conv(x))`` with running statistics is a convolution with other weights and a bias. What may be folded is
+    `BN(conv(x))` with running statistics is a convolution with other weights and a bias. What may be folded is
     read from a trace of the network, not from names: a normalisation over the last axis whose input is the output of
-    one ``nnx.Conv`` or ``nnx.Linear`` that nothing else uses. Others, such as the ones before DenseNet's 1x1
-    convolutions, or layers with a ``__call__`` of their own, stay. The network is not changed.
+    one `nnx.Conv` or `nnx.Linear` that nothing else uses. Others, such as the ones before DenseNet's 1x1
+    convolutions, or layers with a `__call__` of their own, stay. The network is not changed.
 
-    A network of this package says so in its spec (``folded_bn``): it can be saved, loaded and changed further. Only
+    A network of this package says so in its spec (`folded_bn`): it can be saved, loaded and changed further. Only
     PyTorch's names, which know no bias there, have to be asked for before.
 
     Args:
-        model: any NNX module; those of :func:`aa_flax.create_model` need no ``example``.
+        model: any NNX module; those of `aa_flax.create_model` need no `example`.
         param_dtype: dtype of all parameters of the copy, such as bfloat16 for a network that computes in it, so
             that no call has to convert them; None keeps each one's. The folding itself runs in float64 on the host.
         example: an input of the network, or its shape and dtype: only these are looked at.
 
     Returns:
-        The copy in evaluation mode. :meth:`train` cannot bring the folded normalisations back.
+        The copy in evaluation mode. `train` cannot bring the folded normalisations back.
 
     Raises:
-        TypeError: if ``model`` is no NNX module.
-        ValueError: if ``example`` is missing for a network that is not of this package.
+        TypeError: if `model` is no NNX module.
+        ValueError: if `example` is missing for a network that is not of this package.
     """
     if not isinstance(model, nnx.Module):
         raise TypeError(f"fold_batchnorm takes a flax.nnx.Module, got {type(model).__name__}")

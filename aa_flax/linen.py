@@ -1,6 +1,6 @@
-"""The networks as Linen modules, with Linen's trees of ``params`` and ``batch_stats``.
+"""The networks as Linen modules, with Linen's trees of `params` and `batch_stats`.
 
-A module builds the NNX network of its spec inside ``apply`` and runs it on the variables it was given: there is one
+A module builds the NNX network of its spec inside `apply` and runs it on the variables it was given: there is one
 implementation of each network, and both give the same numbers to the bit.
 """
 
@@ -28,13 +28,13 @@ _COLLECTIONS = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
 class LinenNetwork(linen.Module):
     """One of the networks as a Linen module, on its own or inside another one.
 
-    ``init`` gives ``{"params": ..., "batch_stats": ...}`` (the latter only for networks that normalise), nested as the
-    network is: ``params["layer1"]["0"]["conv1"]["kernel"]``. All keys are text.
+    `init` gives `{"params": ..., "batch_stats": ...}` (the latter only for networks that normalise), nested as the
+    network is: `params["layer1"]["0"]["conv1"]["kernel"]`. All keys are text.
 
     Attributes:
-        spec: what to build; :func:`create_model` makes it.
+        spec: what to build; `create_model` makes it.
         train: whether calls train: batch statistics are taken from the batch and updated, dropout is active.
-            Such a call needs ``mutable=["batch_stats"]`` and, for networks with dropout, ``rngs={"dropout": key}``.
+            Such a call needs `mutable=["batch_stats"]` and, for networks with dropout, `rngs={"dropout": key}`.
         dtype: what layers compute and answer in.
         param_dtype: dtype of the parameters.
     """
@@ -90,11 +90,11 @@ class LinenNetwork(linen.Module):
         return self._run("__call__", x, train)
 
     def features(self, x: jax.Array, train: bool | None = None) -> jax.Array:
-        """The last map before pooling; for ``apply(..., method="features")``."""
+        """The last map before pooling; for `apply(..., method="features")`."""
         return self._run("features", x, train)
 
     def feature_pyramid(self, x: jax.Array, train: bool | None = None) -> tuple[jax.Array, ...]:
-        """The maps at strides 4, 8, 16 and 32; for ``apply(..., method="feature_pyramid")``."""
+        """The maps at strides 4, 8, 16 and 32; for `apply(..., method="feature_pyramid")`."""
         return self._run("feature_pyramid", x, train)
 
     def _run(self, method: str, x: jax.Array, train: bool | None) -> Any:
@@ -122,30 +122,30 @@ class LinenNetwork(linen.Module):
 def create_model(
     spec: str, *, train: bool = False, dtype: Dtype = jnp.float32, param_dtype: Dtype = jnp.float32, **options: Any
 ) -> LinenNetwork:
-    """A network as a Linen module; arguments and errors as for :func:`aa_flax.create_model`.
+    """A network as a Linen module; arguments and errors as for `aa_flax.create_model`.
 
     Args:
-        spec: ``<name>[_lpf<k>|_plain]``.
-        train: whether calls train, see :class:`LinenNetwork`; a call can overrule it.
+        spec: `<name>[_lpf<k>|_plain]`.
+        train: whether calls train, see `LinenNetwork`; a call can overrule it.
         dtype: what layers compute and answer in.
         param_dtype: dtype of the parameters.
-        **options: ``filter_size``, ``num_classes``, ``in_channels``, ``pad_type`` and the family's own options.
+        **options: `filter_size`, `num_classes`, `in_channels`, `pad_type` and the family's own options.
     """
     return LinenNetwork(resolve_spec(spec, **options), train, dtype, param_dtype)
 
 
 def from_nnx(model: Network, *, train: bool = False) -> tuple[LinenNetwork, dict[str, Any]]:
-    """The Linen module and variables of an NNX network, such as one of :func:`aa_flax.load_pretrained`.
+    """The Linen module and variables of an NNX network, such as one of `aa_flax.load_pretrained`.
 
     Args:
-        model: a network of :func:`aa_flax.create_model`.
+        model: a network of `aa_flax.create_model`.
         train: whether the module's calls train.
 
     Returns:
-        The module, and its variables for ``apply``: the arrays of the model, not copies.
+        The module, and its variables for `apply`: the arrays of the model, not copies.
 
     Raises:
-        ValueError: if no spec builds the model, for instance after an :func:`aa_flax.antialias` that none describes.
+        ValueError: if no spec builds the model, for instance after an `aa_flax.antialias` that none describes.
     """
     spec = spec_of(model, "linen.from_nnx")
     conv = next(m for _, m in nnx.iter_modules(model, graph=True) if isinstance(m, nnx.Conv))
@@ -154,7 +154,7 @@ def from_nnx(model: Network, *, train: bool = False) -> tuple[LinenNetwork, dict
 
 
 def to_nnx(module: LinenNetwork, variables: Mapping[str, Any]) -> Network:
-    """The NNX network of a Linen module and its variables, in evaluation mode; the way back from :func:`from_nnx`.
+    """The NNX network of a Linen module and its variables, in evaluation mode; the way back from `from_nnx`.
 
     Raises:
         ValueError: if the variables do not fit the module.

@@ -11,7 +11,7 @@ _SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/+(?P<rest>.*)", re.D
 
 
 def local_path(path: str | os.PathLike[str]) -> Path:
-    """The path, unless it begins with a scheme such as ``gs://``, ``s3://``, ``hf://`` or ``file://``.
+    """The path, unless it begins with a scheme such as `gs://`, `s3://`, `hf://` or `file://`.
 
     Args:
         path: text or a path object, in which one of the two slashes is lost.

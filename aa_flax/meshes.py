@@ -26,7 +26,7 @@ def require_whole(x: jax.Array, axes: Iterable[int]) -> None:
 
 
 def take_rows(x: Any, rows: np.ndarray) -> Any:
-    """``x[rows]`` of any array; one that is cut along its rows on Explicit axes stays so where the rows divide."""
+    """`x[rows]` of any array; one that is cut along its rows on Explicit axes stays so where the rows divide."""
     if not isinstance(x, jax.Array) or jax.typeof(x).sharding.spec[0] is None:
         return x[rows]
     sharding = jax.typeof(x).sharding
@@ -36,7 +36,7 @@ def take_rows(x: Any, rows: np.ndarray) -> Any:
 
 
 def within_mesh_of(x: jax.Array) -> contextlib.AbstractContextManager[Any]:
-    """The mesh that the type of ``x`` is cut over, for operations that ask which one it is: newer JAX's slices do."""
+    """The mesh that the type of `x` is cut over, for operations that ask which one it is: newer JAX's slices do."""
     sharding = jax.typeof(x).sharding
     if all(names is None for names in sharding.spec):
         return contextlib.nullcontext()
@@ -44,7 +44,7 @@ def within_mesh_of(x: jax.Array) -> contextlib.AbstractContextManager[Any]:
 
 
 def cut_alike(x: jax.Array, like: jax.Array) -> jax.Array:
-    """``x``, on Explicit axes with its first axis cut over devices as that of ``like`` is."""
+    """`x`, on Explicit axes with its first axis cut over devices as that of `like` is."""
     sharding = jax.typeof(like).sharding
     if sharding.spec[0] is None:
         return x

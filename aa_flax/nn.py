@@ -1,6 +1,6 @@
 """Drop-in forms of NNX's strided layers: the same signatures, parameters and output sizes, but anti-aliased.
 
-With ``filter_size=1`` each of them is NNX's own layer, up to the order of sums. The window says how many axes are
+With `filter_size=1` each of them is NNX's own layer, up to the order of sums. The window says how many axes are
 spatial; all axes before those are batch. On images a window over one axis is refused.
 """
 
@@ -19,20 +19,20 @@ from aa_flax.strided import BlurredConvolution, Padding, blur_factors, dense_max
 
 
 class Conv(nnx.Conv):
-    """``nnx.Conv`` whose stride is anti-aliased: a dense convolution, then a blur that subsamples.
+    """`nnx.Conv` whose stride is anti-aliased: a dense convolution, then a blur that subsamples.
 
-    Parameters, their names and the output's shape are those of ``nnx.Conv``, so that its checkpoints load. The
+    Parameters, their names and the output's shape are those of `nnx.Conv`, so that its checkpoints load. The
     blur comes straight after the convolution; where the non-linearity belongs in between, as in the paper, use
-    :class:`ConvBlur`.
+    `ConvBlur`.
 
     Args:
-        *args: the arguments of ``nnx.Conv``.
-        filter_size: taps of the blur, one number for all spatial axes. 1 gives ``nnx.Conv`` itself.
-        pad_type: padding of the blur, see :func:`aa_flax.blur_pool`.
-        **kwargs: the keyword arguments of ``nnx.Conv``, among them ``rngs``.
+        *args: the arguments of `nnx.Conv`.
+        filter_size: taps of the blur, one number for all spatial axes. 1 gives `nnx.Conv` itself.
+        pad_type: padding of the blur, see `aa_flax.blur_pool`.
+        **kwargs: the keyword arguments of `nnx.Conv`, among them `rngs`.
 
     Raises:
-        ValueError: for an unknown filter size or pad type, and on images if ``kernel_size`` is one number: NNX
+        ValueError: for an unknown filter size or pad type, and on images if `kernel_size` is one number: NNX
             takes that for a convolution over one axis.
     """
 
@@ -65,18 +65,18 @@ def max_pool(
     filter_size: int = 4,
     pad_type: str = "reflect",
 ) -> jax.Array:
-    """``nnx.max_pool`` with its stride anti-aliased: a dense maximum, then a blur that subsamples.
+    """`nnx.max_pool` with its stride anti-aliased: a dense maximum, then a blur that subsamples.
 
     Args:
         inputs: floating point array (batch..., spatial..., C).
         window_shape: window in samples, one size for each spatial axis.
         strides: subsampling for each spatial axis; None means 1, as in NNX.
-        padding: ``"SAME"``, ``"VALID"`` or (before, after) for each spatial axis; pads with minus infinity.
-        filter_size: taps of the blur. 1 gives ``nnx.max_pool`` itself.
-        pad_type: padding of the blur, see :func:`aa_flax.blur_pool`.
+        padding: `"SAME"`, `"VALID"` or (before, after) for each spatial axis; pads with minus infinity.
+        filter_size: taps of the blur. 1 gives `nnx.max_pool` itself.
+        pad_type: padding of the blur, see `aa_flax.blur_pool`.
 
     Returns:
-        Array of the shape and dtype that ``nnx.max_pool`` gives.
+        Array of the shape and dtype that `nnx.max_pool` gives.
 
     Source: Zhang 2019, section 3.2, equation 6.
     """
@@ -96,24 +96,24 @@ def avg_pool(
     filter_size: int = 4,
     pad_type: str = "reflect",
 ) -> jax.Array:
-    """``nnx.avg_pool`` with its stride anti-aliased: a dense average, then a blur that subsamples.
+    """`nnx.avg_pool` with its stride anti-aliased: a dense average, then a blur that subsamples.
 
     The paper puts the blur in the average's place. A mean over two samples is itself a binomial filter, so that
-    here the usual window of 2 is followed by ``filter_size - 1`` taps: both together are the ``filter_size`` taps
-    that the paper has, and the output keeps the size that ``nnx.avg_pool`` gives. Other windows are followed by all
-    ``filter_size`` taps.
+    here the usual window of 2 is followed by `filter_size - 1` taps: both together are the `filter_size` taps
+    that the paper has, and the output keeps the size that `nnx.avg_pool` gives. Other windows are followed by all
+    `filter_size` taps.
 
     Args:
         inputs: floating point array (batch..., spatial..., C).
         window_shape: window in samples, one size for each spatial axis.
         strides: subsampling for each spatial axis; None means 1, as in NNX.
-        padding: ``"SAME"``, ``"VALID"`` or (before, after) for each spatial axis; pads with zeros.
+        padding: `"SAME"`, `"VALID"` or (before, after) for each spatial axis; pads with zeros.
         count_include_pad: whether padded samples count in the mean.
-        filter_size: taps of average and blur together. 1 gives ``nnx.avg_pool`` itself.
-        pad_type: padding of the blur, see :func:`aa_flax.blur_pool`.
+        filter_size: taps of average and blur together. 1 gives `nnx.avg_pool` itself.
+        pad_type: padding of the blur, see `aa_flax.blur_pool`.
 
     Returns:
-        Array of the shape and dtype that ``nnx.avg_pool`` gives; sums run in float32 or wider.
+        Array of the shape and dtype that `nnx.avg_pool` gives; sums run in float32 or wider.
 
     Source: Zhang 2019, section 3.2.
     """
@@ -125,7 +125,7 @@ def avg_pool(
 
 
 def _pool_geometry(name: str, x: jax.Array, window: Sequence[int], strides: Sequence[int] | None, padding: Padding):
-    """The spatial axes of ``x``, and the window, the strides and the padding that a pool has on them."""
+    """The spatial axes of `x`, and the window, the strides and the padding that a pool has on them."""
     window = each_axis("window_shape", window)
     strides = (1,) * len(window) if strides is None else each_axis("strides", strides)
     axes = spatial_axes(f"{name} over a window of {window}", x, len(window))
@@ -172,9 +172,9 @@ class MaxBlurPool(_Pool):
     Args:
         window_shape: window in samples, one size for each spatial axis.
         strides: subsampling for each spatial axis; by default the window, as in PyTorch.
-        padding: ``"SAME"``, ``"VALID"`` or (before, after) for each spatial axis; pads with minus infinity.
+        padding: `"SAME"`, `"VALID"` or (before, after) for each spatial axis; pads with minus infinity.
         filter_size: taps of the blur.
-        pad_type: padding of the blur, see :func:`aa_flax.blur_pool`.
+        pad_type: padding of the blur, see `aa_flax.blur_pool`.
         downsample: what subsamples in the blur's place, with the same strides.
 
     Source: Zhang 2019, section 3.2, equation 6.
@@ -186,8 +186,8 @@ class MaxBlurPool(_Pool):
 
 
 class AvgBlurPool(_Pool):
-    """A dense average, then an anti-aliased subsampling; arguments as :class:`MaxBlurPool`, numbers as
-    :func:`avg_pool`."""
+    """A dense average, then an anti-aliased subsampling; arguments as `MaxBlurPool`, numbers as
+    `avg_pool`."""
 
     def _default(self, filter_size: int, pad_type: str) -> Downsample:
         if all(size == 2 for size in self.window_shape):
@@ -207,14 +207,14 @@ class ConvBlur(nnx.Module):
         out_features: channels out.
         kernel_size: window in samples, one size for each spatial axis.
         strides: subsampling, one number or one for each spatial axis; the convolution itself is dense.
-        norm: what follows the convolution, such as ``nnx.BatchNorm``; None for nothing.
+        norm: what follows the convolution, such as `nnx.BatchNorm`; None for nothing.
         activation: the non-linearity.
         filter_size: taps of the blur.
-        pad_type: padding of the blur, see :func:`aa_flax.blur_pool`.
+        pad_type: padding of the blur, see `aa_flax.blur_pool`.
         downsample: what subsamples in the blur's place, with the same strides.
-        **options: further arguments of ``nnx.Conv``, among them ``rngs``.
+        **options: further arguments of `nnx.Conv`, among them `rngs`.
 
-    Source: Zhang 2019, section 3.2: ``Relu . Conv`` with stride becomes ``Blur . Relu . Conv``.
+    Source: Zhang 2019, section 3.2: `Relu . Conv` with stride becomes `Blur . Relu . Conv`.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """Pools with PyTorch's values and gradients: (..., H, W, C), all axes in front are batch.
 
-They are plain: where they stride, they alias. The anti-aliased ones are in :mod:`aa_flax.nn`.
+They are plain: where they stride, they alias. The anti-aliased ones are in `aa_flax.nn`.
 """
 
 import functools
@@ -38,10 +38,10 @@ def max_pool(
         window: window size in pixels, one number or (height, width).
         stride: distance between windows in pixels, one number or (height, width).
         padding: pixels of minus infinity on each side, one number or (height, width).
-        circular: let the map go on at its opposite side in place of ``padding``; with stride 1 it keeps its size.
+        circular: let the map go on at its opposite side in place of `padding`; with stride 1 it keeps its size.
 
     Returns:
-        Array (..., H', W', C) of the input's dtype with ``H' = (H + 2 padding - window) // stride + 1``.
+        Array (..., H', W', C) of the input's dtype with `H' = (H + 2 padding - window) // stride + 1`.
 
     Raises:
         ValueError: if the padded map is smaller than the window.
@@ -114,11 +114,11 @@ def avg_pool(x: jax.Array, window: int | Sequence[int], stride: int | Sequence[i
         stride: distance between windows in pixels, one number or (height, width).
 
     Returns:
-        Array (..., H', W', C) of the input's dtype with ``H' = (H - window) // stride + 1``; sums run in float32 or
+        Array (..., H', W', C) of the input's dtype with `H' = (H - window) // stride + 1`; sums run in float32 or
         wider.
 
     Raises:
-        TypeError: if ``x`` is not floating point.
+        TypeError: if `x` is not floating point.
         ValueError: if the map is smaller than the window.
     """
     axes = spatial_axes("avg_pool", x, 2)
@@ -133,8 +133,8 @@ def avg_pool(x: jax.Array, window: int | Sequence[int], stride: int | Sequence[i
 def adaptive_avg_pool(x: jax.Array, output_size: int | Sequence[int]) -> jax.Array:
     """Averages a map of any size into a grid of fixed size.
 
-    Cell i of an axis of N pixels covers ``floor(i N / out)`` up to ``ceil((i + 1) N / out)``, PyTorch's rule:
-    neighbouring cells overlap where N is no multiple of ``out``, and repeat pixels where N is smaller.
+    Cell i of an axis of N pixels covers `floor(i N / out)` up to `ceil((i + 1) N / out)`, PyTorch's rule:
+    neighbouring cells overlap where N is no multiple of `out`, and repeat pixels where N is smaller.
 
     Args:
         x: floating point array (..., H, W, C).
@@ -144,7 +144,7 @@ def adaptive_avg_pool(x: jax.Array, output_size: int | Sequence[int]) -> jax.Arr
         Array (..., height, width, C) of the input's dtype; means are taken in float32 or wider.
 
     Raises:
-        TypeError: if ``x`` is not floating point.
+        TypeError: if `x` is not floating point.
     """
     axes = spatial_axes("adaptive_avg_pool", x, 2)
     check_floating("adaptive_avg_pool", x)

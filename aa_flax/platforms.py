@@ -25,7 +25,7 @@ def traced_for(platform: str) -> Iterator[None]:
     All forms give the same numbers but for rounding.
 
     Args:
-        platform: ``cpu``, ``cuda``, ``rocm`` or ``tpu``.
+        platform: `cpu`, `cuda`, `rocm` or `tpu`.
 
     Raises:
         ValueError: for any other platform.
@@ -37,7 +37,7 @@ def traced_for(platform: str) -> Iterator[None]:
 
 
 def platform_dependent(*operands: Any, default: Callable[..., Any], **forms: Callable[..., Any]) -> Any:
-    """As ``jax.lax.platform_dependent``, but for :func:`traced_for`."""
+    """As `jax.lax.platform_dependent`, but for `traced_for`."""
     platform = _CHOSEN.value
     if platform is None:
         return lax.platform_dependent(*operands, default=default, **forms)

@@ -46,7 +46,7 @@ def explicit_padding(
 ) -> list[tuple[int, int]]:
     """Padding in samples, (before, after) for each spatial axis.
 
-    ``"SAME"`` depends on the stride: the dense layer has to pad as the strided one did, or else its samples lie
+    `"SAME"` depends on the stride: the dense layer has to pad as the strided one did, or else its samples lie
     between those that the weights were trained on.
     """
     if isinstance(padding, str):
@@ -70,16 +70,16 @@ def blur_factors(
 
 @dataclasses.dataclass(frozen=True)
 class BlurredConvolution:
-    """The convolution function of an anti-aliased ``nnx.Conv``, in place of ``jax.lax.conv_general_dilated``.
+    """The convolution function of an anti-aliased `nnx.Conv`, in place of `jax.lax.conv_general_dilated`.
 
     A convolution layer calls it with its own strides and padding; the layer's parameters stay as they are. The blur
     runs before the bias is added, which changes nothing: a blur keeps constants (at the border only where the
-    padding does, so not with ``pad_type="zero"``).
+    padding does, so not with `pad_type="zero"`).
 
     Attributes:
         filter_size: taps of the blur; None for no blur at all, where another layer has taken the stride over.
         pad_type: padding of the blur.
-        strides: the strides of the layer before surgery, which decide its ``"SAME"`` padding; None where the layer
+        strides: the strides of the layer before surgery, which decide its `"SAME"` padding; None where the layer
             still has them.
         blurred: what of each stride a blur before the layer is made for, where the layer keeps its strides.
         function: the convolution function to call.
@@ -173,7 +173,7 @@ class BlurAfter(nnx.Module):
 
 
 class BlurBefore(nnx.Module):
-    """A layer that subsamples, then a function; arguments as :class:`BlurAfter`."""
+    """A layer that subsamples, then a function; arguments as `BlurAfter`."""
 
     def __init__(self, function: Callable[..., jax.Array], blur: Downsample):
         self.function, self.blur = function, blur
@@ -183,7 +183,7 @@ class BlurBefore(nnx.Module):
 
 
 class Blurred:
-    """What :func:`blurred` adds to the class of a module: layers before and behind its ``__call__``.
+    """What `blurred` adds to the class of a module: layers before and behind its `__call__`.
 
     The module itself stays what and where it was: an instance of its class, with its parameters at their paths.
 
@@ -203,7 +203,7 @@ class _BlurredType(type(nnx.Module)):
 
 @functools.cache
 def blurred(kind: type) -> type:
-    """The subclass of a module's class that has the layers of :class:`Blurred`."""
+    """The subclass of a module's class that has the layers of `Blurred`."""
     if issubclass(kind, Blurred):
         return kind
 
@@ -223,7 +223,7 @@ def blurred(kind: type) -> type:
 
 
 def unblurred(kind: type) -> type:
-    """The class that a module had before :func:`blurred`."""
+    """The class that a module had before `blurred`."""
     return kind.__bases__[0] if issubclass(kind, Blurred) else kind
 
 

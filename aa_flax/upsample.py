@@ -15,7 +15,7 @@ from aa_flax.blurpool import blur_band
 
 @dataclasses.dataclass(frozen=True)
 class _UpAxis:
-    """The upsampling of one axis, as :mod:`aa_flax.axis_maps` takes it."""
+    """The upsampling of one axis, as `aa_flax.axis_maps` takes it."""
 
     axis: int
     size: int
@@ -53,7 +53,7 @@ def blur_upsample(
 ) -> jax.Array:
     """Enlarges every spatial axis: zeros between the samples, then a blur, scaled so that constants stay constant.
 
-    It is the transpose of :func:`aa_flax.blur_pool` with each output divided by the weight that it received, so that
+    It is the transpose of `aa_flax.blur_pool` with each output divided by the weight that it received, so that
     a decoder puts every sample back where the encoder took it from. The usual place is a U-Net's decoder or a
     generator, instead of a transposed convolution.
 
@@ -61,8 +61,8 @@ def blur_upsample(
         x: floating point array (N, spatial..., C).
         filter_size: taps of the blur; 4 at stride 2 is close to linear interpolation, 2 repeats the nearest sample.
         stride: enlargement, one number or one for each spatial axis.
-        pad_type: padding of the blur on the large grid, see :func:`aa_flax.blur_pool`.
-        size: spatial size of the output, any that ``blur_pool`` would bring to that of ``x``; by default ``stride``
+        pad_type: padding of the blur on the large grid, see `aa_flax.blur_pool`.
+        size: spatial size of the output, any that `blur_pool` would bring to that of `x`; by default `stride`
             times as large.
         spatial_dims: spatial axes, those before the channels; all before them are batch. None means every axis but
             the first and the last.
@@ -71,10 +71,10 @@ def blur_upsample(
         Array of the input's dtype; sums run in float32 or wider.
 
     Raises:
-        TypeError: if ``x`` is not floating point.
-        ValueError: if the filter leaves gaps between the samples, or ``size`` does not fit.
+        TypeError: if `x` is not floating point.
+        ValueError: if the filter leaves gaps between the samples, or `size` does not fit.
 
-    Source: Zhang 2019, section 3.2, transposed; the reference package's ``BlurPool`` has no counterpart.
+    Source: Zhang 2019, section 3.2, transposed; the reference package's `BlurPool` has no counterpart.
     """
     axes = spatial_axes("blur_upsample", x, spatial_dims)
     check_floating("blur_upsample", x)
@@ -96,12 +96,12 @@ def blur_upsample(
 
 
 class BlurUpsample(nnx.Module):
-    """:func:`blur_upsample` as a layer, (..., spatial..., C). It holds no variables.
+    """`blur_upsample` as a layer, (..., spatial..., C). It holds no variables.
 
     Args:
         filter_size: taps of the blur.
         stride: enlargement, one number or one for each spatial axis.
-        pad_type: padding of the blur, see :func:`aa_flax.blur_pool`.
+        pad_type: padding of the blur, see `aa_flax.blur_pool`.
         spatial_dims: spatial axes: 1 for sequences, 2 for images, 3 for volumes.
     """
 
@@ -118,5 +118,5 @@ class BlurUpsample(nnx.Module):
         self.pad_type = blurpool.canonical_pad_type(pad_type)
 
     def __call__(self, x: jax.Array, size: Sequence[int] | None = None) -> jax.Array:
-        """Enlarges the spatial axes of ``x``, to ``size`` if given."""
+        """Enlarges the spatial axes of `x`, to `size` if given."""
         return blur_upsample(x, self.filter_size, self.stride, self.pad_type, size, spatial_dims=len(self.stride))

@@ -175,7 +175,7 @@ class _Hashed:
 def pallas_forward(
     x: jax.Array, filter_size: int, stride: int = 2, *, window: int = 1, tile: Tile = Tile(), interpret: bool = False
 ) -> jax.Array:
-    """A Pallas kernel; with ``window`` the dense maximum before the blur is taken in the same kernel."""
+    """A Pallas kernel; with `window` the dense maximum before the blur is taken in the same kernel."""
     bands = _Hashed(
         tuple(blur_band(size - window + 1, filter_size, stride, "reflect", 0)[0] for size in x.shape[1:3])  # type: ignore[arg-type]
     )

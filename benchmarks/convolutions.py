@@ -19,7 +19,7 @@ NUMBERS = ("NHWC", "HWIO", "NHWC")
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A convolution with ``kernel // 2`` pixels of zeros around the map."""
+    """A convolution with `kernel // 2` pixels of zeros around the map."""
 
     size: int
     channels: int

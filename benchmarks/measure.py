@@ -110,7 +110,7 @@ def check(name: str, got: Any, want: Any, tolerance: float) -> float:
         The relative error.
 
     Raises:
-        ValueError: if it is not below ``tolerance``; a result that is not finite never is.
+        ValueError: if it is not below `tolerance`; a result that is not finite never is.
     """
     error = relative_error(got, want)
     if not error < tolerance:
@@ -126,7 +126,7 @@ def poison(like: Any) -> None:
 
 
 def copy_bandwidth(nbytes: int = 1 << 30, *, rounds: int = 7, window: float = 0.1) -> float:
-    """Bytes read plus bytes written per second by a plain copy of ``nbytes`` on the default device."""
+    """Bytes read plus bytes written per second by a plain copy of `nbytes` on the default device."""
     x = jax.random.normal(jax.random.key(0), (nbytes // 4,), jnp.float32)
     # A change of sign: XLA would answer a mere identity with the input's own buffer.
     negate = jax.jit(jnp.negative)

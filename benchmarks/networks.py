@@ -16,7 +16,7 @@ from benchmarks import peers
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A network of the zoo, plain (``filter_size`` None) or anti-aliased."""
+    """A network of the zoo, plain (`filter_size` None) or anti-aliased."""
 
     name: str
     filter_size: int | None

@@ -59,7 +59,7 @@ def torchvision() -> Any:
 
 
 def network(name: str, filter_size: int | None) -> Any:
-    """The reference's network (torchvision's where ``filter_size`` is None) with its own initial weights, on CPU."""
+    """The reference's network (torchvision's where `filter_size` is None) with its own initial weights, on CPU."""
     torch().manual_seed(0)
     if filter_size is None:
         return getattr(torchvision().models, name)(weights=None)
@@ -105,7 +105,7 @@ def nchw(images: np.ndarray, layout: str, dtype: Any) -> Any:
 
 
 def placed(net: Any, layout: str, dtype: Any) -> Any:
-    """The network on the device in a layout; ``compile`` is torch.compile over channels_last."""
+    """The network on the device in a layout; `compile` is torch.compile over channels_last."""
     net = net.to(device(), dtype).to(memory_format=memory_format(layout))
     return torch().compile(net) if layout.startswith("compile") else net
 

@@ -68,7 +68,7 @@ class Report:
 
     Attributes:
         name: the benchmark.
-        folder: where ``NAME.json`` and ``NAME.md`` go.
+        folder: where `NAME.json` and `NAME.md` go.
         command: what the user called, for the page.
         facts: the machine.
         tables: rows by the table's title.

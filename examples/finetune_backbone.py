@@ -5,7 +5,7 @@
 
 First a new head learns on the frozen backbone, then everything, at a tenth of the rate. The images are drawn here: a
 disc and three squares on noise; the answer is a map that says where the disc is, at a quarter of the image's size. The
-head reads the feature pyramid: every resolution votes. Without ``--weights`` the backbone starts from random values.
+head reads the feature pyramid: every resolution votes. Without `--weights` the backbone starts from random values.
 """
 
 import dataclasses

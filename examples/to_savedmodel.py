@@ -39,7 +39,7 @@ class Config:
 
 
 class _Saved(tf.Module):
-    """What the SavedModel holds: ``predict(images)`` gives logits."""
+    """What the SavedModel holds: `predict(images)` gives logits."""
 
     def __init__(self, predict: Callable):
         super().__init__()

@@ -58,7 +58,7 @@ def offset(network: Network) -> float:
 
 
 def downward(layer: str, filter_size: int | None, levels: int = LEVELS) -> nnx.Sequential:
-    """Levels of one kind of layer, anti-aliased by the surgery unless ``filter_size`` is None."""
+    """Levels of one kind of layer, anti-aliased by the surgery unless `filter_size` is None."""
     plain = nnx.Sequential(*(LAYERS[layer]() for _ in range(levels)))
     if filter_size is None:
         return plain

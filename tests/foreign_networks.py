@@ -10,7 +10,7 @@ from flax import nnx
 
 
 def with_values(build, seed: int = 0):
-    """The module that ``build()`` makes, with values drawn by numpy: initialising every layer takes far longer."""
+    """The module that `build()` makes, with values drawn by numpy: initialising every layer takes far longer."""
     random = np.random.default_rng(seed)
 
     def draw(leaf):

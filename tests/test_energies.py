@@ -134,7 +134,7 @@ def pictures(kind: str) -> np.ndarray:
 @pytest.mark.parametrize("k", [1, 3, 4, 5])
 @pytest.mark.usefixtures("optimised")
 def test_no_rolled_image_is_answered_otherwise(k):
-    """``pytest -m slow -s tests/test_energies.py`` prints the pairs of image and roll whose logits move."""
+    """`pytest -m slow -s tests/test_energies.py` prints the pairs of image and roll whose logits move."""
     options = {"downsample": "aps", "pad_type": "circular", "circular": True, "pool_only": False}
     model = aa_flax.create_model(f"resnet18_lpf{k}", rngs=nnx.Rngs(0), **options)
     model.eval()

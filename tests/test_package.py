@@ -1,6 +1,7 @@
 """What the package promises about itself: its public names, its imports, its dependencies."""
 
 import ast
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -52,3 +53,18 @@ def test_no_file_sets_flags_of_the_compiler():
             for node in ast.walk(ast.parse(path.read_text())):
                 is_flags = isinstance(node, ast.Constant) and node.value == "XLA_FLAGS"
                 assert not is_flags, f"{path} names XLA_FLAGS: an unknown flag ends the process"
+
+
+def test_docstrings_are_markdown_with_sections_of_four_spaces():
+    roles_or_double = re.compile(r":(?:func|class|meth|mod):`|(?<!`)``[^`\s,](?:[^`]*[^`\s])?``(?!`)")
+    folders = ("aa_flax", "train", "benchmarks", "examples", "scripts", "tests")
+    for path in [ROOT / "convert_weights.py", *(path for folder in folders for path in (ROOT / folder).rglob("*.py"))]:
+        texts = [
+            node.value.value
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        ]
+        for text in texts:
+            assert not roles_or_double.search(text), f"{path}: code is set in single backticks in {text!r}"
+            for section in re.finditer(r"^( *)(?:Args|Returns|Raises|Attributes|Yields):\n( *)", text, re.MULTILINE):
+                assert len(section[2]) == len(section[1]) + 4, f"{path}: sections are indented by 4 spaces in {text!r}"

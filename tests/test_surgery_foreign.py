@@ -37,7 +37,7 @@ DENSER = {BasicBlock: {"->conv2": "conv1"}, MBConv: {"->se": "depthwise"}}
 class Case:
     """A network, the strides that run in it by module, what its surgery changes, and what is left after it.
 
-    ``shown`` is what an example input changes in the places.
+    `shown` is what an example input changes in the places.
     """
 
     build: Callable[..., nnx.Module]

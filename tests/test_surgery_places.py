@@ -67,7 +67,7 @@ def test_an_arrow_to_a_strided_layer_and_to_a_function():
 
 
 class Chain(nnx.Module):
-    """A strided convolution, what ``between`` makes of it, and the layers that take the result."""
+    """A strided convolution, what `between` makes of it, and the layers that take the result."""
 
     def __init__(self, between, rngs: nnx.Rngs):
         self.down, self.norm = nnx.Conv(5, 5, (3, 3), 2, padding=1, rngs=rngs), nnx.BatchNorm(5, rngs=rngs)

@@ -68,11 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Args:
-      arguments: the words after `python -m train`; those of this process by default.
+        arguments: the words after `python -m train`; those of this process by default.
 
     Returns:
-      the command's exit code; 2 when it ended in a `CommandError`, whose message is then the
-      one line on stderr; 130 when it was interrupted.
+        the command's exit code; 2 when it ended in a `CommandError`, whose message is then the
+        one line on stderr; 130 when it was interrupted.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):

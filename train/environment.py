@@ -64,7 +64,7 @@ def _version(package: str) -> str | None:
 
 
 def git_revision() -> str | None:
-    """The commit of this checkout, with ``+changes`` where files differ from it; None outside of git."""
+    """The commit of this checkout, with `+changes` where files differ from it; None outside of git."""
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(CHECKOUT), *words]

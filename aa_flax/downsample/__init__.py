@@ -1,8 +1,8 @@
 """Beyond BlurPool: other ways to subsample without aliasing, behind one call.
 
-Every layer here answers ``layer(x, like=None)`` as :class:`aa_flax.BlurPool2D` does, and gives ``ceil(N / stride)``
-samples for an axis of N, so that they can stand in for each other. What is in ``METHODS`` is what networks, surgery,
-files and the trainer know as ``downsample``.
+Every layer here answers `layer(x, like=None)` as `aa_flax.BlurPool2D` does, and gives `ceil(N / stride)`
+samples for an axis of N, so that they can stand in for each other. What is in `METHODS` is what networks, surgery,
+files and the trainer know as `downsample`.
 """
 
 from aa_flax.downsample.base import Downsample, Site

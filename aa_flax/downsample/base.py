@@ -42,12 +42,12 @@ class Site:
 class Downsample(nnx.Module):
     """What subsampling layers have in common.
 
-    A layer gives ``ceil(N / stride)`` samples for an axis of N and has the arguments that decide its function in
+    A layer gives `ceil(N / stride)` samples for an axis of N and has the arguments that decide its function in
     attributes. Variables below it have no counterpart in PyTorch's networks.
 
     Attributes:
         title: the method in a few words, for model cards.
-        has_parameters: whether layers can only be made where channels and ``rngs`` are known.
+        has_parameters: whether layers can only be made where channels and `rngs` are known.
     """
 
     title: ClassVar[str] = "a method of its own"
@@ -59,11 +59,11 @@ class Downsample(nnx.Module):
         raise NotImplementedError(f"{cls.__name__} does not say how it is made for a network: define its method at")
 
     def __call__(self, x: jax.Array, like: jax.Array | None = None) -> jax.Array:
-        """Subsamples the spatial axes of ``x``.
+        """Subsamples the spatial axes of `x`.
 
         Args:
             x: floating point array (..., spatial..., C).
-            like: the map of another path, of the same batch and spatial size as ``x``, whose choices are to be
+            like: the map of another path, of the same batch and spatial size as `x`, whose choices are to be
                 followed where the layer chooses: the shortcut of a residual block has to keep the samples that
                 the main path keeps. Layers that choose nothing ignore it.
         """

@@ -32,7 +32,7 @@ class BlurPool(Downsample):
         self.pad_off = per_axis("pad_off", pad_off, self.spatial_dims, least=None)
 
     def __call__(self, x: jax.Array, like: jax.Array | None = None) -> jax.Array:
-        """Blurs and subsamples. ``like`` is there for layers that adapt, see :class:`aa_flax.Downsample`."""
+        """Blurs and subsamples. `like` is there for layers that adapt, see `aa_flax.Downsample`."""
         axes = spatial_axes(type(self).__name__, x, self.spatial_dims)
         return blur_axes(x, axes, self.filter_size, self.stride, self.pad_type, self.pad_off)
 
@@ -43,8 +43,8 @@ class BlurPool1D(BlurPool):
     Args:
         filter_size: number of binomial taps. The default of the reference's 1-D layer is 3, not 4.
         stride: subsampling factor in samples.
-        pad_type: see :func:`aa_flax.blur_pool`.
-        pad_off: see :func:`aa_flax.blur_pool`.
+        pad_type: see `aa_flax.blur_pool`.
+        pad_off: see `aa_flax.blur_pool`.
     """
 
     spatial_dims = 1
@@ -59,8 +59,8 @@ class BlurPool2D(BlurPool):
     Args:
         filter_size: number of binomial taps, one or one per axis.
         stride: subsampling factor in pixels, one or one per axis.
-        pad_type: see :func:`aa_flax.blur_pool`.
-        pad_off: see :func:`aa_flax.blur_pool`.
+        pad_type: see `aa_flax.blur_pool`.
+        pad_off: see `aa_flax.blur_pool`.
     """
 
     spatial_dims = 2
@@ -70,7 +70,7 @@ class BlurPool2D(BlurPool):
 
 
 class BlurPool3D(BlurPool):
-    """BlurPool for volumes and video, (..., D, H, W, C); arguments as :class:`BlurPool2D`, one or three each."""
+    """BlurPool for volumes and video, (..., D, H, W, C); arguments as `BlurPool2D`, one or three each."""
 
     spatial_dims = 3
 
@@ -84,7 +84,7 @@ _BLURS = {1: BlurPool1D, 2: BlurPool2D, 3: BlurPool3D}
 def blur_layer(factors: tuple[int, ...], filter_size: int, pad_type: str, *, subsample: bool = True) -> BlurPool:
     """The blur that subsamples each spatial axis by its factor and leaves axes of factor 1 alone.
 
-    Without ``subsample`` it only blurs, for a layer behind it that takes these steps itself.
+    Without `subsample` it only blurs, for a layer behind it that takes these steps itself.
     """
     if len(factors) not in _BLURS:
         raise ValueError(f"layers have 1, 2 or 3 spatial axes, got {len(factors)}: {factors}")

@@ -20,16 +20,16 @@ class ContentAdaptiveBlur(Downsample):
     """Content-adaptive low-pass filtering (DDAC): a small convolution predicts the blur for every place.
 
     For every output position and group of channels a convolution over the input, normalised, predicts one weight for
-    each of the ``filter_size ** spatial_dims`` samples around it. A softmax makes them positive with sum one: a
+    each of the `filter_size ** spatial_dims` samples around it. A softmax makes them positive with sum one: a
     low-pass filter that may be wide on flat ground and narrow across an edge. Unlike the other layers it has
-    parameters, under ``filters`` and ``norm``.
+    parameters, under `filters` and `norm`.
 
     Args:
         channels: channels of the input.
         filter_size: samples along each axis that a filter sees.
         stride: subsampling, one number or one for each spatial axis.
         pad_type: padding of the input.
-        groups: groups of channels that share a filter (8 in the paper); must divide ``channels``.
+        groups: groups of channels that share a filter (8 in the paper); must divide `channels`.
         spatial_dims: spatial axes.
         norm: makes the normalisation of the predicted weights for a number of channels.
         dtype: what the prediction is computed in; the softmax runs in float32 or wider.
@@ -37,7 +37,7 @@ class ContentAdaptiveBlur(Downsample):
         rngs: source of the initial values.
 
     Raises:
-        ValueError: if ``groups`` does not divide ``channels``.
+        ValueError: if `groups` does not divide `channels`.
 
     Source: Zou et al. 2020, *Delving Deeper into Anti-aliasing in ConvNets* (arXiv 2008.09604), section 3.
     """
@@ -99,7 +99,7 @@ class ContentAdaptiveBlur(Downsample):
         self.norm = norm(width)
 
     def __call__(self, x: jax.Array, like: jax.Array | None = None) -> jax.Array:
-        """Blurs by predicted filters and subsamples. ``like`` is ignored: every path predicts its own filters."""
+        """Blurs by predicted filters and subsamples. `like` is ignored: every path predicts its own filters."""
         axes = map_axes(self, x, len(self.stride))
         k, wide = self.filter_size, at_least_float32(x.dtype)
         padded = x

@@ -30,7 +30,7 @@ def most_energetic(maps: Sequence[jax.Array], axes: int) -> jax.Array:
         axes: how many of their last axes make up an example.
 
     Returns:
-        Indices into ``maps``, whole numbers of shape (...).
+        Indices into `maps`, whole numbers of shape (...).
     """
     stacked = lax.stop_gradient(jnp.stack(maps))
     stacked = stacked.astype(at_least_float32(stacked.dtype))
@@ -70,7 +70,7 @@ def _digits_of_sum(shares: jax.Array, axes: int) -> list[jax.Array]:
 
 
 def _carried(digits: list[jax.Array], bits: int) -> list[jax.Array]:
-    """The same number with digits below ``2 ** bits``, one more of them."""
+    """The same number with digits below `2 ** bits`, one more of them."""
     base = np.int32(2**bits)
     carry, below = jnp.zeros_like(digits[0]), []
     for digit in reversed(digits):

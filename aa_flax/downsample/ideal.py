@@ -37,7 +37,7 @@ class IdealLowPass(Downsample):
         self.stride = per_axis("stride", stride, spatial_dims)
 
     def __call__(self, x: jax.Array, like: jax.Array | None = None) -> jax.Array:
-        """Filters and subsamples. ``like`` is ignored."""
+        """Filters and subsamples. `like` is ignored."""
         y = x
         for axis, stride in zip(map_axes(self, x, len(self.stride)), self.stride, strict=True):
             if stride > 1:
@@ -49,7 +49,7 @@ class IdealLowPass(Downsample):
 def ideal_matrix(size: int, stride: int) -> np.ndarray:
     """The (ceil(size / stride), size) matrix of ideal low-pass filtering and even resampling, float64.
 
-    Row o is the sum of the cosines below half the output's rate, centred at ``o * size / out``: a Dirichlet kernel.
+    Row o is the sum of the cosines below half the output's rate, centred at `o * size / out`: a Dirichlet kernel.
     """
     out = -(-size // stride)
     distance = np.arange(out)[:, None] * size / out - np.arange(size)

@@ -21,21 +21,21 @@ class AdaptivePolyphase(Downsample):
     samples have the largest 2-norm over space and channels. Moving the image permutes the grids but not their
     content, so that the same samples are kept wherever the image lies: with circular padding throughout, and sizes
     that the strides divide, a network's answer to a rolled image is exactly the same. Norms are compared without
-    rounding in their sums (:mod:`aa_flax.downsample.energies`), so that near ties stay decided. It holds no variables.
+    rounding in their sums (`aa_flax.downsample.energies`), so that near ties stay decided. It holds no variables.
 
     An axis that the stride does not divide is filled up at its end, after the blur, so that every grid has
-    ``ceil(N / stride)`` samples. No guarantee is left there, however it is filled.
+    `ceil(N / stride)` samples. No guarantee is left there, however it is filled.
 
     Args:
         filter_size: taps of the blur before the choice; 1 chooses without blur, as in the paper's plain APS.
         stride: subsampling, one number or one for each spatial axis.
-        pad_type: padding of the blur; only ``circular`` keeps the guarantee at the border.
-        end_pad_type: what fills up the end of such an axis; None means ``pad_type``. The authors' code always wraps
-            there: ``circular``.
+        pad_type: padding of the blur; only `circular` keeps the guarantee at the border.
+        end_pad_type: what fills up the end of such an axis; None means `pad_type`. The authors' code always wraps
+            there: `circular`.
         spatial_dims: spatial axes.
 
     Source: Chaman and Dokmanic 2021, *Truly shift-invariant convolutional neural networks* (arXiv 2011.14214),
-        section 4; the blur before it is their APS with low-pass filter.
+    section 4; the blur before it is their APS with low-pass filter.
     """
 
     title = "adaptive polyphase sampling"
@@ -59,10 +59,10 @@ class AdaptivePolyphase(Downsample):
         self.end_pad_type = self.pad_type if end_pad_type is None else blurpool.canonical_pad_type(end_pad_type)
 
     def __call__(self, x: jax.Array, like: jax.Array | None = None) -> jax.Array:
-        """Subsamples; with ``like`` on the grids chosen for that map.
+        """Subsamples; with `like` on the grids chosen for that map.
 
         Raises:
-            ValueError: if batch or sizes of ``like`` are not those of ``x``.
+            ValueError: if batch or sizes of `like` are not those of `x`.
         """
         if like is not None and like.shape[:-1] != x.shape[:-1]:
             raise ValueError(f"like must have the batch and sizes of the map {x.shape}, got {like.shape}")

@@ -35,7 +35,7 @@ CONFIGS = {"alexnet": AlexNetConfig()}
 
 
 class AlexNet(Network):
-    """AlexNet over NHWC images: ``model(x)`` gives logits, ``model.features(x)`` the last map.
+    """AlexNet over NHWC images: `model(x)` gives logits, `model.features(x)` the last map.
 
     Args:
         config: the network's options.

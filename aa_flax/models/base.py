@@ -14,10 +14,10 @@ from aa_flax.models.images import check_images
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """Everything that decides a network's structure; ``str(spec)`` is the short form, such as ``resnet50_lpf4``.
+    """Everything that decides a network's structure; `str(spec)` is the short form, such as `resnet50_lpf4`.
 
     Attributes:
-        name: one of :func:`aa_flax.list_models`.
+        name: one of `aa_flax.list_models`.
         filter_size: taps of every blur; None for the plain network.
         num_classes: logits; 0 for a network without head.
         in_channels: channels of the image.
@@ -43,13 +43,13 @@ class Network(nnx.Module):
     head. Callers come in by the others, which let nothing but images through.
 
     Attributes:
-        spec: what builds the network again, :func:`aa_flax.create_model` and every function that changes a network
+        spec: what builds the network again, `aa_flax.create_model` and every function that changes a network
             see to it; None where a function made of it what no spec describes.
         changed_by: the function that did.
         config: its configuration, a row of its family.
-        first_conv: the convolution that reads the images, such as ``stem.conv``.
+        first_conv: the convolution that reads the images, such as `stem.conv`.
         last_linear: the layer that gives the logits.
-        provenance: what is known of its weights, set by :func:`aa_flax.load_pretrained`; None for fresh ones.
+        provenance: what is known of its weights, set by `aa_flax.load_pretrained`; None for fresh ones.
     """
 
     spec: ModelSpec | None = None
@@ -79,7 +79,7 @@ class Network(nnx.Module):
 
     @property
     def feature_channels(self) -> tuple[int, ...]:
-        """Channels of each map of :meth:`feature_pyramid`, read from a trace of it."""
+        """Channels of each map of `feature_pyramid`, read from a trace of it."""
         graphdef, state = nnx.split(self)
 
         def maps(state: nnx.State, x: jax.Array) -> tuple[jax.Array, ...]:
@@ -91,18 +91,18 @@ class Network(nnx.Module):
         return tuple(each.shape[-1] for each in jax.eval_shape(maps, state, x))
 
     def features(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """The last map before pooling, (N, H', W', C); arguments as :meth:`feature_pyramid`."""
+        """The last map before pooling, (N, H', W', C); arguments as `feature_pyramid`."""
         return self._last_map(self.feature_pyramid(x, rngs=rngs)[-1])
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """Raw logits (N, num_classes) of normalised images; arguments as :meth:`feature_pyramid`.
+        """Raw logits (N, num_classes) of normalised images; arguments as `feature_pyramid`.
 
-        Without head (``num_classes=0``) the mean of :meth:`features` over all pixels, (N, C).
+        Without head (`num_classes=0`) the mean of `features` over all pixels, (N, C).
         """
         return self._logits(self.features(x, rngs=rngs), rngs)
 
     def _pyramid(self, x: jax.Array, rngs: nnx.Rngs | None) -> tuple[jax.Array, ...]:
-        """The maps of :meth:`feature_pyramid`, of images that have been checked."""
+        """The maps of `feature_pyramid`, of images that have been checked."""
         raise NotImplementedError
 
     def _last_map(self, x: jax.Array) -> jax.Array:
@@ -110,7 +110,7 @@ class Network(nnx.Module):
         return x
 
     def _logits(self, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
-        """Pooling and head, of the map of :meth:`features`."""
+        """Pooling and head, of the map of `features`."""
         raise NotImplementedError
 
     def image_channels(self) -> int | None:

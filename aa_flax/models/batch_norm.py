@@ -13,7 +13,7 @@ from aa_flax.meshes import require_whole
 class BatchNorm(nnx.BatchNorm):
     """Batch normalisation with PyTorch's numbers.
 
-    It differs from ``nnx.BatchNorm`` where that one loses accuracy or departs from PyTorch: statistics and the
+    It differs from `nnx.BatchNorm` where that one loses accuracy or departs from PyTorch: statistics and the
     normalisation itself are computed in float32 or wider whatever the input, the variance does not cancel where the
     mean is large, and the running variance is the unbiased one.
 
@@ -54,7 +54,7 @@ class BatchNorm(nnx.BatchNorm):
         """Normalises (N, ..., C); in training also updates the running statistics.
 
         Raises:
-            ValueError: if the batch is no multiple of ``group_size``, if training sees one value a channel, which has
+            ValueError: if the batch is no multiple of `group_size`, if training sees one value a channel, which has
                 no variance, or if a mask is given.
         """
         if mask is not None:
@@ -122,12 +122,12 @@ def _check_count(shape: tuple[int, ...], group_size: int | None) -> None:
 
 
 def _row(values: jax.Array, x: jax.Array) -> jax.Array:
-    """One value for each channel, as (1, ..., C) of the rank and dtype of the map ``x``."""
+    """One value for each channel, as (1, ..., C) of the rank and dtype of the map `x`."""
     return values.astype(x.dtype).reshape(*(1,) * (x.ndim - 1), -1)
 
 
 def _group_means(values: jax.Array, size: int) -> jax.Array:
-    """For each example of (N, C) the mean over the ``size`` consecutive examples of its group."""
+    """For each example of (N, C) the mean over the `size` consecutive examples of its group."""
     sharding = jax.typeof(values).sharding
     if sharding.shard_shape(values.shape)[0] % size:
         # On a mesh with Explicit axes JAX does not part a group between devices by itself.
@@ -147,7 +147,7 @@ def _every_eighth(x: jax.Array) -> jax.Array:
 
 
 class FrozenBatchNorm(BatchNorm):
-    """A :class:`BatchNorm` that stays as it is: running statistics in every mode, no gradient for scale and bias.
+    """A `BatchNorm` that stays as it is: running statistics in every mode, no gradient for scale and bias.
 
     For fine-tuning with batches too small for statistics of their own. Weight decay has to be kept from its
     parameters by the optimizer.

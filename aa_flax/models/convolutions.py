@@ -34,14 +34,14 @@ def depthwise_conv(
     padding: str | Sequence[tuple[int, int]],
     **options: Any,
 ) -> jax.Array:
-    """A two-dimensional convolution of each channel by itself, for ``nnx.Conv(conv_general_dilated=...)``.
+    """A two-dimensional convolution of each channel by itself, for `nnx.Conv(conv_general_dilated=...)`.
 
     Args:
         x: (N, H, W, C).
         kernel: (height, width, 1, C).
         window_strides: stride along height and width.
-        padding: pixels of zeros before and after, for height and width, or a name that ``lax`` knows.
-        **options: the further arguments of ``lax.conv_general_dilated``.
+        padding: pixels of zeros before and after, for height and width, or a name that `lax` knows.
+        **options: the further arguments of `lax.conv_general_dilated`.
 
     Returns:
         (N, H', W', C) of the input's dtype; sums run in float32 or wider.
@@ -63,7 +63,7 @@ def dense_conv(
 ) -> jax.Array:
     """A two-dimensional convolution of (N, H, W, C) with a kernel (height, width, C, features).
 
-    For ``nnx.Conv(conv_general_dilated=...)``; the other arguments are those of :func:`depthwise_conv`, the result is
+    For `nnx.Conv(conv_general_dilated=...)`; the other arguments are those of `depthwise_conv`, the result is
     (N, H', W', features) of the input's dtype. Groups and dilated maps stay as they are.
     """
     require_whole(x, (1, 2))
@@ -116,7 +116,7 @@ class _Places(NamedTuple):
         padding: str | Sequence[tuple[int, int]],
         rhs_dilation: Sequence[int] | None,
     ) -> Self:
-        """Of the arguments of ``lax.conv_general_dilated``."""
+        """Of the arguments of `lax.conv_general_dilated`."""
         taps = kernel.shape[0], kernel.shape[1]
         strides = int(window_strides[0]), int(window_strides[1])
         dilation = (1, 1) if rhs_dilation is None else (int(rhs_dilation[0]), int(rhs_dilation[1]))
@@ -157,7 +157,7 @@ def _window_products(x: jax.Array, kernel: jax.Array, *, places: _Places, **type
 def _convolve_blocks(
     x: jax.Array, kernel: jax.Array, *, stride: int, padding: tuple[tuple[int, int], ...], **options: Any
 ) -> jax.Array:
-    """The strided convolution as a dense one over blocks of ``stride`` by ``stride`` pixels."""
+    """The strided convolution as a dense one over blocks of `stride` by `stride` pixels."""
     pads, taps = [], []
     for size, reach, (low, high) in zip(x.shape[1:3], kernel.shape[:2], padding, strict=True):
         out = (size + low + high - reach) // stride + 1

@@ -22,7 +22,7 @@ def build_model(
     param_dtype: jax.typing.DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
 ) -> Network:
-    """The network of a resolved spec; see :func:`create_model`."""
+    """The network of a resolved spec; see `create_model`."""
     for argument, value in (("dtype", dtype), ("param_dtype", param_dtype)):
         if jnp.dtype(value) not in [jnp.dtype(d) for d in _DTYPES]:
             names = ", ".join(jnp.dtype(d).name for d in _DTYPES)
@@ -65,25 +65,25 @@ def create_model(
     rngs: nnx.Rngs,
     **options: Any,
 ) -> Network:
-    """A network with fresh weights, in training mode as every new NNX module (``model.eval()`` switches).
+    """A network with fresh weights, in training mode as every new NNX module (`model.eval()` switches).
 
-    ``model(x)`` takes images (N, H, W, in_channels), normalised, and gives raw logits; ``model.features(x)`` gives
-    the last map. Networks with dropout take ``model(x, rngs=...)`` in training. ``model.spec`` describes the network.
+    `model(x)` takes images (N, H, W, in_channels), normalised, and gives raw logits; `model.features(x)` gives
+    the last map. Networks with dropout take `model(x, rngs=...)` in training. `model.spec` describes the network.
 
     Args:
-        spec: ``<name>[_lpf<k>|_plain]``: anti-aliased with k taps, or torchvision's network; no suffix is ``_lpf4``.
+        spec: `<name>[_lpf<k>|_plain]`: anti-aliased with k taps, or torchvision's network; no suffix is `_lpf4`.
         filter_size: taps of every blur, for a spec without suffix.
         num_classes: logits; 0 for a network without head, which gives pooled features (N, C).
         in_channels: channels of the image.
-        pad_type: padding of every blur: ``reflect`` (the reference's), ``replicate``, ``zero`` or ``circular``.
+        pad_type: padding of every blur: `reflect` (the reference's), `replicate`, `zero` or `circular`.
         dtype: what layers compute and answer in; statistics and sums stay float32 or wider.
         param_dtype: dtype of the parameters.
         rngs: source of the initial values, which follow the reference.
-        **options: the family's own, each an attribute of its configuration, such as ``pool_only``, and for every
-            network ``downsample`` (what subsamples: ``blur``, ``aps``, ``ddac`` or ``ideal``, see
-            :mod:`aa_flax.downsample`), ``circular`` (convolutions and pools see a map that goes on at its other
-            side), ``frozen_bn`` (running statistics in every mode, no gradient for scale and bias) and ``folded_bn``
-            (convolutions with a bias in place of the normalisations after them, see :func:`aa_flax.fold_batchnorm`).
+        **options: the family's own, each an attribute of its configuration, such as `pool_only`, and for every
+            network `downsample` (what subsamples: `blur`, `aps`, `ddac` or `ideal`, see
+            `aa_flax.downsample`), `circular` (convolutions and pools see a map that goes on at its other
+            side), `frozen_bn` (running statistics in every mode, no gradient for scale and bias) and `folded_bn`
+            (convolutions with a bias in place of the normalisations after them, see `aa_flax.fold_batchnorm`).
 
     Raises:
         TypeError: for an option that the family does not have.

@@ -92,7 +92,7 @@ class Transition(nnx.Module):
 
 
 class DenseNet(Network):
-    """DenseNet over NHWC images: ``model(x)`` gives logits, ``model.features(x)`` the last map.
+    """DenseNet over NHWC images: `model(x)` gives logits, `model.features(x)` the last map.
 
     Args:
         config: the network and its options.

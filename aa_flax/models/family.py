@@ -13,11 +13,11 @@ class TorchNames:
 
     The reference (`antialiased-cnns`) inserts BlurPool modules into torchvision's networks. Modules in a `Sequential`
     are called by their position, so that each inserted blur moves the names behind it by one. That follows from
-    ``blurs``: only torchvision's names are told.
+    `blurs`: only torchvision's names are told.
 
     Attributes:
         modules: pairs of a regular expression for a module's whole path here and its name in torchvision's network,
-            with ``\1`` for the expression's groups; the first that matches counts. All others have one name in both.
+            with `\1` for the expression's groups; the first that matches counts. All others have one name in both.
         blurs: the BlurPool modules of the reference's network, and for each the layer here whose output it blurs,
             behind activations and pools.
         absent: numbered modules of torchvision's network that the reference's lacks: those behind them move up.
@@ -36,7 +36,7 @@ class Recipe:
 
     Attributes:
         lr: peak learning rate.
-        schedule: ``steps`` divides by 10 every 30 epochs, ``cosine_epochs`` falls to 0 once an epoch.
+        schedule: `steps` divides by 10 every 30 epochs, `cosine_epochs` falls to 0 once an epoch.
         weight_decay: L2 penalty on every parameter.
         epochs: passes over the training images.
     """
@@ -52,15 +52,15 @@ class Family:
     """Networks of one kind, which differ in their configurations.
 
     Attributes:
-        network: the class, called as ``network(config, num_classes=..., in_channels=..., build=...)``. It names the
-            layers at both ends (``first_conv``, ``last_linear``) and the attributes that take over strides
-            (``antialias_slots``, see :func:`aa_flax.antialias`).
+        network: the class, called as `network(config, num_classes=..., in_channels=..., build=...)`. It names the
+            layers at both ends (`first_conv`, `last_linear`) and the attributes that take over strides
+            (`antialias_slots`, see `aa_flax.antialias`).
         configs: by name of the network its configuration, a frozen dataclass whose fields are the options of
-            :func:`aa_flax.create_model`.
+            `aa_flax.create_model`.
         torch: PyTorch's names for a configuration; None where no such network is known in PyTorch.
         placements: the options that move blurs from one place to another, and the values they can have: by them a
             file is recognised that blurs elsewhere than the network asked for.
-        recipe: how ``python -m train fit`` trains the networks.
+        recipe: how `python -m train fit` trains the networks.
 
     Raises:
         TypeError, ValueError: if the parts do not make a family; the message names the part.

@@ -70,7 +70,7 @@ def _is_norm(layer: Any) -> bool:
 def _channels_agree(product: Any, norm: nnx.BatchNorm) -> bool:
     """Whether the normalisation works on the product's channels, its last axis.
 
-    Layers under ``nnx.vmap`` or ``nnx.scan`` hold their variables stacked, with an axis that is none of theirs.
+    Layers under `nnx.vmap` or `nnx.scan` hold their variables stacked, with an axis that is none of theirs.
     """
     return norm.axis == -1 and norm.mean.shape == product.kernel.shape[-1:] and product.kernel.ndim == _ndim(product)
 

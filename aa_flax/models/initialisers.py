@@ -46,7 +46,7 @@ def torch_default(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float
 
 
 def torch_default_bias(fan_in: int) -> Initialiser:
-    """PyTorch's default bias, U(+-1/sqrt(fan_in)); ``fan_in`` counts the inputs of one output."""
+    """PyTorch's default bias, U(+-1/sqrt(fan_in)); `fan_in` counts the inputs of one output."""
     bound = fan_in**-0.5
     draw = functools.partial(jax.random.uniform, minval=-bound, maxval=bound)
 
@@ -63,7 +63,7 @@ def _fan(shape: tuple[int, ...], mode: str) -> int:
 def _scaled(
     draw: Initialiser, scale: jax.Array, key: jax.Array, shape: tuple[int, ...], dtype: Any, **kwargs: Any
 ) -> jax.Array:
-    """``draw(key, shape, dtype) * scale``.
+    """`draw(key, shape, dtype) * scale`.
 
     Every shape would have a program of its own, a third of a second each to compile: ten seconds for a new network.
     Number i of a Threefry draw depends on the key and on i alone, so that the beginning of a longer draw is the

@@ -15,9 +15,9 @@ from aa_flax.models.initialisers import Initialiser, he_fan_out, torch_default, 
 
 
 class Stack(nnx.Module):
-    """Layers in order under the names "0", "1", ... (or from ``start`` on).
+    """Layers in order under the names "0", "1", ... (or from `start` on).
 
-    ``nnx.List`` would use whole numbers as keys. Checkpoints turn those into text and sort them as text, which
+    `nnx.List` would use whole numbers as keys. Checkpoints turn those into text and sort them as text, which
     permutes stages of eleven or more blocks without an error. Text from the start leaves nothing to permute.
     """
 
@@ -50,7 +50,7 @@ class Builder:
     Attributes:
         filter_size: taps of every blur, None for the plain network.
         pad_type: padding of every blur.
-        downsample: what subsamples, a name of :data:`aa_flax.downsample.METHODS`.
+        downsample: what subsamples, a name of `aa_flax.downsample.METHODS`.
         circular: pad convolutions and pools circularly instead of with zeros.
         frozen_bn: normalise by running statistics in every mode and train no scale or bias.
         dtype: dtype the layers compute and answer in.
@@ -133,7 +133,7 @@ class Builder:
         kernel_init: Initialiser = torch_default,
         bias_init: Initialiser | None = None,
     ) -> nnx.Linear:
-        """A linear layer; without ``bias_init`` the bias is PyTorch's default."""
+        """A linear layer; without `bias_init` the bias is PyTorch's default."""
         return nnx.Linear(
             cin,
             cout,

@@ -49,7 +49,7 @@ def block_rows() -> list[tuple[int, int, int]]:
 
 
 def _multiple_of_8(width: float) -> int:
-    """The nearest multiple of 8, at least 8 and not more than a tenth below ``width`` (torchvision's rule)."""
+    """The nearest multiple of 8, at least 8 and not more than a tenth below `width` (torchvision's rule)."""
     rounded = max(8, int(width + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * width else rounded
 
@@ -90,9 +90,9 @@ class InvertedResidual(nnx.Module):
 
 
 class MobileNetV2(Network):
-    """MobileNetV2 over NHWC images: ``model(x)`` gives logits, ``model.features(x)`` the last map.
+    """MobileNetV2 over NHWC images: `model(x)` gives logits, `model.features(x)` the last map.
 
-    Block i is torchvision's ``features.i``. The plain network drops out a fifth of the features before its
+    Block i is torchvision's `features.i`. The plain network drops out a fifth of the features before its
     classifier, the anti-aliased one does not.
 
     Args:
@@ -102,7 +102,7 @@ class MobileNetV2(Network):
         build: makes the layers; decides between plain and anti-aliased.
 
     Raises:
-        ValueError: if ``width_mult`` leaves no channels.
+        ValueError: if `width_mult` leaves no channels.
     """
 
     first_conv: ClassVar = "stem.conv"

@@ -14,11 +14,11 @@ MODELS = {name: family for family in _FAMILIES for name in family.configs}
 def register(family: Family) -> None:
     """Adds a family made elsewhere, whose networks are created, changed, stored and trained like all others.
 
-    A specification, a pickle and a ``config.json`` hold a network's name only: a process knows the name once the
+    A specification, a pickle and a `config.json` hold a network's name only: a process knows the name once the
     module that registers it has been imported.
 
     Args:
-        family: the networks. Their names are lower-case words such as ``tinynet`` or ``tinynet_50``.
+        family: the networks. Their names are lower-case words such as `tinynet` or `tinynet_50`.
 
     Raises:
         ValueError: a name is taken, or is none that a specification can have.

@@ -24,7 +24,7 @@ class ResNetConfig:
 
     Attributes:
         depths: blocks in each of the four stages.
-        block: ``basic`` (two 3x3) or ``bottleneck`` (1x1, 3x3, 1x1 with four times the width).
+        block: `basic` (two 3x3) or `bottleneck` (1x1, 3x3, 1x1 with four times the width).
         groups: groups of the bottleneck's 3x3 convolution.
         width_per_group: channels of a group in the first stage.
         pool_only: False also anti-aliases the stem convolution (anti-aliased networks only).
@@ -138,7 +138,7 @@ BLOCKS = {"basic": BasicBlock, "bottleneck": Bottleneck}
 
 
 class ResNet(Network):
-    """ResNet over NHWC images: ``model(x)`` gives logits, ``model.features(x)`` the last map.
+    """ResNet over NHWC images: `model(x)` gives logits, `model.features(x)` the last map.
 
     Args:
         config: the network and its options.

@@ -1,4 +1,4 @@
-"""How a name and options become a checked specification of a network, a :class:`ModelSpec`."""
+"""How a name and options become a checked specification of a network, a `ModelSpec`."""
 
 import dataclasses
 import math
@@ -17,7 +17,7 @@ DEFAULT_FILTER_SIZE = 4
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CommonOptions:
-    """Options of every network, which decide what its layers are made of; see :func:`create_model`."""
+    """Options of every network, which decide what its layers are made of; see `create_model`."""
 
     downsample: str = "blur"
     circular: bool = False
@@ -26,10 +26,10 @@ class CommonOptions:
 
 
 def parse_spec(spec: str) -> tuple[str, int | None]:
-    """Splits ``<name>[_lpf<k>|_plain]``.
+    """Splits `<name>[_lpf<k>|_plain]`.
 
     Args:
-        spec: a network's name, with its filter size or ``plain``; no suffix means ``_lpf4``.
+        spec: a network's name, with its filter size or `plain`; no suffix means `_lpf4`.
 
     Returns:
         The name and the filter size, None for the plain network.
@@ -60,7 +60,7 @@ def common_options(spec: ModelSpec) -> CommonOptions:
 
 
 def config_of(spec: ModelSpec) -> Any:
-    """The configuration of a network within its family (``model.config``)."""
+    """The configuration of a network within its family (`model.config`)."""
     return _with_options(family_of(spec.name).configs[spec.name], spec)
 
 
@@ -77,7 +77,7 @@ def with_options(spec: ModelSpec, **options: Any) -> ModelSpec:
 
 
 def changed_spec(spec: ModelSpec, **changes: Any) -> ModelSpec:
-    """The spec with some of its fields or options changed, which are checked as :func:`create_model` does."""
+    """The spec with some of its fields or options changed, which are checked as `create_model` does."""
     fields = ("filter_size", "num_classes", "in_channels", "pad_type")
     arguments: dict[str, Any] = {name: getattr(spec, name) for name in fields} | dict(spec.options) | changes
     return _checked(spec.name, **arguments)
@@ -121,7 +121,7 @@ def resolve_spec(
     pad_type: str = "reflect",
     **options: Any,
 ) -> ModelSpec:
-    """Checks the arguments of :func:`create_model` without building anything.
+    """Checks the arguments of `create_model` without building anything.
 
     Raises:
         TypeError: for an option that the family does not have.

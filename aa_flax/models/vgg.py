@@ -43,9 +43,9 @@ CONFIGS_BN = {f"{name}_bn": VGGConfig(depths=depths, batch_norm=True) for name, 
 
 
 class VGG(Network):
-    """VGG over NHWC images: ``model(x)`` gives logits, ``model.features(x)`` the last map.
+    """VGG over NHWC images: `model(x)` gives logits, `model.features(x)` the last map.
 
-    Layers are named as in the paper: ``conv3_2`` is the second convolution of the third stage.
+    Layers are named as in the paper: `conv3_2` is the second convolution of the third stage.
 
     Args:
         config: the network.

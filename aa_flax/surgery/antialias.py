@@ -1,8 +1,8 @@
 """Anti-aliasing somebody's own NNX network: every stride moves from its layer into a blur.
 
 Zhang 2019 (arXiv 1904.11486), section 3.2. What an object graph shows is changed here: convolutions, pooling
-functions held by a module, and the slots that a class declares. A pool that is called inside ``__call__`` is not
-visible; :func:`aa_flax.find_strided` finds those.
+functions held by a module, and the slots that a class declares. A pool that is called inside `__call__` is not
+visible; `aa_flax.find_strided` finds those.
 """
 
 import dataclasses
@@ -49,22 +49,22 @@ def antialias(
     """A copy of a network with its strides anti-aliased: each strided layer becomes dense, a blur subsamples.
 
     Output sizes, parameters and the parameters' paths stay the same, so that weights and checkpoints of the network
-    load into the copy. With ``filter_size=1`` the copy computes what the network computes, up to the order of sums.
+    load into the copy. With `filter_size=1` the copy computes what the network computes, up to the order of sums.
 
-    Changed are convolutions (``nnx.Conv``) and pools (``functools.partial(nnx.max_pool, ...)`` or ``avg_pool``) in
-    attributes, ``nnx.List``, ``nnx.Dict``, ``nnx.Sequential``, tuples and dicts, however nested. The blur comes after
+    Changed are convolutions (`nnx.Conv`) and pools (`functools.partial(nnx.max_pool, ...)` or `avg_pool`) in
+    attributes, `nnx.List`, `nnx.Dict`, `nnx.Sequential`, tuples and dicts, however nested. The blur comes after
     the non-linearity where the structure shows it:
 
-    - in an ``nnx.Sequential``: behind the activation that follows the convolution, normalisation in between or not;
-    - in a module whose class declares ``antialias_slots = {"blur": "conv1"}``: attribute ``blur`` takes over the stride
-      of ``conv1`` (a dotted path works too). If it holds None it becomes a blur, which the class applies where it
-      belongs when there is one; if it holds an activation function, that is wrapped, and ``{"act.fn": "conv1"}``
-      reaches a function that the module ``act`` holds. ``{"->conv2": "conv1"}`` needs nothing in the class: whatever
-      ``conv2`` is, its first argument is blurred and subsampled, which is behind whatever lies in between.
-      ``{"blur": 2}`` stands for a pool of stride 2 inside ``__call__``, which the class makes dense when there is a
-      blur. The networks of this package declare slots, and ``slots`` does it for classes that cannot be edited.
+    - in an `nnx.Sequential`: behind the activation that follows the convolution, normalisation in between or not;
+    - in a module whose class declares `antialias_slots = {"blur": "conv1"}`: attribute `blur` takes over the stride
+      of `conv1` (a dotted path works too). If it holds None it becomes a blur, which the class applies where it
+      belongs when there is one; if it holds an activation function, that is wrapped, and `{"act.fn": "conv1"}`
+      reaches a function that the module `act` holds. `{"->conv2": "conv1"}` needs nothing in the class: whatever
+      `conv2` is, its first argument is blurred and subsampled, which is behind whatever lies in between.
+      `{"blur": 2}` stands for a pool of stride 2 inside `__call__`, which the class makes dense when there is a
+      blur. The networks of this package declare slots, and `slots` does it for classes that cannot be edited.
 
-    With an ``example`` the surgery finds such a ``conv2`` itself: the one module that takes what an activation makes of
+    With an `example` the surgery finds such a `conv2` itself: the one module that takes what an activation makes of
     the convolution's output.
 
     Elsewhere the input of the convolution is blurred, and the convolution keeps its stride: that gives the numbers of a
@@ -74,37 +74,37 @@ def antialias(
     Args:
         model: any NNX module, in train or eval mode; its variables may be abstract. It is not changed.
         filter_size: taps of the blurs. Even ones move the grid, see docs/where-the-grid-moves.md.
-        pad_type: padding of the blurs, see :func:`aa_flax.blur_pool`. None follows the network: ``circular`` for a
-            convolution that pads so, and for pools where every convolution does; otherwise ``reflect``.
+        pad_type: padding of the blurs, see `aa_flax.blur_pool`. None follows the network: `circular` for a
+            convolution that pads so, and for pools where every convolution does; otherwise `reflect`.
         where: called with each strided layer's dotted path and the layer (or its module, for a declared pool); only
             layers for which it is true are changed.
         first: also change the convolutions that read the input. The paper's ResNets leave theirs alone for its cost.
         min_channels: leave convolutions with fewer input channels alone.
         spatial_dims: spatial axes of the network's maps: 2 for images, 1 for sequences, 3 for volumes.
-        slots: what the class attribute ``antialias_slots`` says, for classes that do not say it.
+        slots: what the class attribute `antialias_slots` says, for classes that do not say it.
         replace: for layers of other packages: a class, and what makes the anti-aliased layer from an instance of it,
-            such as ``{MaxPool2D: lambda pool: aa_flax.nn.MaxBlurPool(pool.window, pool.strides)}``.
-        place: for convolutions that no slot names: ``activation`` as above, ``before`` each convolution at its cost
-            without, or ``after`` it, dense, whatever follows.
-        downsample: what subsamples: ``blur``, ``aps``, ``ddac`` or ``ideal``, see :mod:`aa_flax.downsample`, or a
+            such as `{MaxPool2D: lambda pool: aa_flax.nn.MaxBlurPool(pool.window, pool.strides)}`.
+        place: for convolutions that no slot names: `activation` as above, `before` each convolution at its cost
+            without, or `after` it, dense, whatever follows.
+        downsample: what subsamples: `blur`, `aps`, `ddac` or `ideal`, see `aa_flax.downsample`, or a
             function of the map's channels (None behind pools) and the strides that makes the layer. Those other than
-            ``blur`` never stand before a convolution that keeps its stride.
+            `blur` never stand before a convolution that keeps its stride.
         example: an input of the network, or its shape and dtype; a tuple for several. It tells which convolutions read
             the input, what follows the others, and what the changes cost. Without it those are taken for readers that
             have the fewest input channels, or three or fewer, and no 1x1 window.
-        rngs: source of the initial values of layers with parameters, such as ``ddac``.
+        rngs: source of the initial values of layers with parameters, such as `ddac`.
         share: let network and copy share their variables, so that training one trains the other; otherwise the copy
             has its own arrays.
 
     Returns:
-        The copy, in the mode that ``model`` is in, and a report of every layer: what was done, where the blur went,
+        The copy, in the mode that `model` is in, and a report of every layer: what was done, where the blur went,
         what it costs, which stride stays, or why it was skipped.
 
     Raises:
-        TypeError: if ``model`` is no NNX module.
+        TypeError: if `model` is no NNX module.
         ValueError: if nothing was changed (says why), and for unknown filter sizes and pad types, layers of other
-            than ``spatial_dims`` axes, strided layers used in two places, frozen modules, enlarging layers
-            that ``where`` asks for, and slots or classes that do not fit the network.
+            than `spatial_dims` axes, strided layers used in two places, frozen modules, enlarging layers
+            that `where` asks for, and slots or classes that do not fit the network.
     """
     _check_model(model)
     filter_size = whole_number("filter_size", filter_size)

@@ -87,7 +87,7 @@ def _factors(conv: nnx.Conv) -> tuple[int, ...]:
 
 
 def stride_left(strides: Sequence[int]) -> str:
-    """The part of a stride that no blur is made for, as ``stride 2 of 4``."""
+    """The part of a stride that no blur is made for, as `stride 2 of 4`."""
     left = [split_stride(s)[0] for s in strides]
     if max(left) == 1:
         return ""
@@ -98,7 +98,7 @@ def stride_left(strides: Sequence[int]) -> str:
 def make_dense(conv: nnx.Conv, *, mark: bool = True) -> tuple[int, ...]:
     """Takes from a convolution the part of its stride that a blur elsewhere takes over, which is returned.
 
-    ``mark`` lets what is left of the stride be known as dealt with.
+    `mark` lets what is left of the stride be known as dealt with.
     """
     strides = strides_of(conv)
     kept, factors = zip(*map(split_stride, strides), strict=True)

@@ -17,7 +17,7 @@ Place = Literal["activation", "before", "after"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The arguments of :func:`aa_flax.antialias`, which says what each means."""
+    """The arguments of `aa_flax.antialias`, which says what each means."""
 
     filter_size: int
     pad_type: str | None

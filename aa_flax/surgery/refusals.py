@@ -61,7 +61,7 @@ def _enlarging(plan: Plan, path: str, conv: nnx.Conv | nnx.ConvTranspose) -> str
 
 
 def check_axes(plan: Plan, path: str, layer: Any, axes: int) -> None:
-    """Raises ValueError for a layer of other than ``spatial_dims`` axes."""
+    """Raises ValueError for a layer of other than `spatial_dims` axes."""
     if axes == plan.spatial_dims:
         return
     hint = f"pass spatial_dims={axes} if the whole network works on {axes} axes"

@@ -1,4 +1,4 @@
-"""What :func:`aa_flax.antialias` did to a network, layer by layer."""
+"""What `aa_flax.antialias` did to a network, layer by layer."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -13,13 +13,13 @@ class Change:
 
     Attributes:
         path: where the layer is, dotted from the model down.
-        layer: what it is, such as ``Conv 3x3 stride 2, 64 to 128``.
-        action: ``antialiased`` or ``skipped``.
+        layer: what it is, such as `Conv 3x3 stride 2, 64 to 128`.
+        action: `antialiased` or `skipped`.
         detail: where the blur went, or why the layer was skipped.
-        left: the part of the layer's stride that no blur is made for, such as ``stride 2 of 4``; empty for none.
+        left: the part of the layer's stride that no blur is made for, such as `stride 2 of 4`; empty for none.
         flops: floating point operations of a convolution before and after the change, its blur included: of the whole
-            map where ``example`` told its size, otherwise of one output pixel. None for other layers.
-        per_pixel: whether ``flops`` are those of one output pixel.
+            map where `example` told its size, otherwise of one output pixel. None for other layers.
+        per_pixel: whether `flops` are those of one output pixel.
     """
 
     path: str
@@ -37,7 +37,7 @@ class Change:
 
 @dataclasses.dataclass(frozen=True)
 class SurgeryReport:
-    """Every convolution, pool and resampling layer of a network; ``print`` shows it as a table.
+    """Every convolution, pool and resampling layer of a network; `print` shows it as a table.
 
     Attributes:
         changes: one entry for each layer, in the model's order.

@@ -1,4 +1,4 @@
-"""Slots: where a class says that its blurs belong, in its own words or in those of ``slots=``."""
+"""Slots: where a class says that its blurs belong, in its own words or in those of `slots=`."""
 
 import difflib
 from collections.abc import Collection, Mapping
@@ -13,7 +13,7 @@ _MISSING = object()
 
 
 def check_slots(slots: Any) -> None:
-    """Raises ValueError for what is no ``{Class: {slot: source}}``."""
+    """Raises ValueError for what is no `{Class: {slot: source}}`."""
     form = 'slots takes {Block: {"blur": "conv1"}}, {Block: {"->conv2": "conv1"}} or {Block: {"pool_blur": 2}}'
     if not isinstance(slots, Mapping):
         raise ValueError(f"{form}, got {type(slots).__name__}")

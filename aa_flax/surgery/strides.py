@@ -23,8 +23,8 @@ class StridedOperation:
     """An operation that drops samples without a low-pass filter before it.
 
     Attributes:
-        module: dotted path of the module whose ``__call__`` runs it; empty for the model itself.
-        kind: ``convolution``, ``pool`` or ``slice``.
+        module: dotted path of the module whose `__call__` runs it; empty for the model itself.
+        kind: `convolution`, `pool` or `slice`.
         stride: step along each axis of its input, channels and batch included.
         shape: shape of its input.
         source: file, line and function that run it, outside of JAX, Flax and this package's layers.
@@ -44,14 +44,14 @@ class StridedOperation:
 def find_strided(model: nnx.Module, *args: Any, **kwargs: Any) -> tuple[StridedOperation, ...]:
     """Traces a network and names every strided operation that is left in it, and the module that runs it.
 
-    Unlike :func:`aa_flax.antialias` this looks at what runs, not at what the object graph holds, so that it finds
-    pools and slices written inside ``__call__``. It finds convolutions, pools (``reduce_window``) and slices such as
-    ``x[:, ::2]``; it does not see subsampling by index arrays, by reshaping into patches, or by ``jax.image.resize``.
+    Unlike `aa_flax.antialias` this looks at what runs, not at what the object graph holds, so that it finds
+    pools and slices written inside `__call__`. It finds convolutions, pools (`reduce_window`) and slices such as
+    `x[:, ::2]`; it does not see subsampling by index arrays, by reshaping into patches, or by `jax.image.resize`.
     A pool over the whole map is none: give images of the usual size, on which only a global pool reaches that far.
 
     Args:
         model: any NNX module; it is traced in evaluation mode and not changed.
-        *args: its inputs, arrays or ``jax.ShapeDtypeStruct``: only shapes and dtypes matter.
+        *args: its inputs, arrays or `jax.ShapeDtypeStruct`: only shapes and dtypes matter.
         **kwargs: keyword arguments of the call, passed on as they are.
 
     Returns:

@@ -43,7 +43,7 @@ class Surgeon:
         return SurgeryReport(tuple(sorted(self.changes, key=lambda change: self.survey.rank(change.path))))
 
     def visit(self, path: Path, node: Any) -> Any:
-        """Changes what lies below ``node``; returns what has to stand in its place."""
+        """Changes what lies below `node`; returns what has to stand in its place."""
         if isinstance(node, BLURRED) or id(node) in self.blurs.made:
             return node
         factory = self.plan.replacement_of(node)
@@ -253,7 +253,7 @@ class Surgeon:
         return not reason
 
     def _changed(self, path: Path, conv: nnx.Conv, detail: str, channels: int, dense: bool = True) -> None:
-        """Reports a convolution that is about to change; ``channels`` are those of the map that is blurred."""
+        """Reports a convolution that is about to change; `channels` are those of the map that is blurred."""
         left = blurs.stride_left(strides_of(conv))
         change = Change(dotted(path), describe(conv), "antialiased", detail, left)
         self.changes.append(self.blurs.cost(change, conv, dense=dense, channels=channels))

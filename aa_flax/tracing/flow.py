@@ -27,7 +27,7 @@ class Step:
     """One operation of a program whose inner programs are unrolled.
 
     Attributes:
-        name: of the primitive, or ``join`` for what comes out of a loop or a branch.
+        name: of the primitive, or `join` for what comes out of a loop or a branch.
         scopes: the scopes that it runs in.
         context: the loops and branches that it is in.
         operands: numbers of the values that it takes; -1 for literals.
@@ -51,7 +51,7 @@ class Flow:
     """A traced network as one list of steps.
 
     Args:
-        program: what :func:`aa_flax.tracing.program.traced` gives.
+        program: what `aa_flax.tracing.program.traced` gives.
     """
 
     def __init__(self, program: TracedProgram):

@@ -1,4 +1,4 @@
-"""The program that an input makes of a network: every module's ``__call__`` runs in a scope of its own."""
+"""The program that an input makes of a network: every module's `__call__` runs in a scope of its own."""
 
 import dataclasses
 import functools
@@ -47,7 +47,7 @@ class TracedProgram:
 
     Attributes:
         jaxpr: the program. Modules run in scopes of their names, and the arrays that they take first and give carry
-            their names too (``TOOK``, ``GAVE``).
+            their names too (`TOOK`, `GAVE`).
         inputs: the variables that hold the input.
         calls: the calls of each module that takes an array first and gives one.
     """
@@ -62,7 +62,7 @@ def dotted(path: Sequence[Any]) -> str:
 
 
 def traced(model: nnx.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> TracedProgram:
-    """The program of a network in evaluation mode; only shapes and dtypes of ``args`` matter."""
+    """The program of a network in evaluation mode; only shapes and dtypes of `args` matter."""
     graphdef, state = nnx.split(model, graph=True)
     calls = Calls()
 

@@ -48,7 +48,7 @@ def channel_statistics(values: Sequence[float], channels: int) -> tuple[float, .
 
 
 def spread(kernel: np.ndarray, channels: int) -> np.ndarray:
-    """A kernel (out, in, height, width) for another number of input channels, as :func:`with_input_channels` says."""
+    """A kernel (out, in, height, width) for another number of input channels, as `with_input_channels` says."""
     if channels == 1:
         return kernel.sum(1, keepdims=True)
     given = kernel.shape[1]

@@ -21,7 +21,7 @@ def folded_norms(model: nnx.Module) -> list[str]:
 
 
 def describe_folded_norms(model: nnx.Module) -> str | None:
-    """A line about :func:`folded_norms`, None where there are none."""
+    """A line about `folded_norms`, None where there are none."""
     folded = folded_norms(model)
     if not folded:
         return None

@@ -19,8 +19,8 @@ def random_flip(images: jax.Array, key: jax.Array) -> jax.Array:
     """Mirrors each image left to right with probability one half.
 
     Args:
-      images: (n, height, width, channels), any dtype, which is kept.
-      key: a JAX random key.
+        images: (n, height, width, channels), any dtype, which is kept.
+        key: a JAX random key.
     """
     flip = jax.random.bernoulli(key, shape=(images.shape[0], 1, 1, 1))
     return jnp.where(flip, images[:, :, ::-1], images)
@@ -32,9 +32,9 @@ def random_shift(images: jax.Array, key: jax.Array, reach: int) -> jax.Array:
     The same as padding by `reach` (without repeating the edge) and cutting a random window out.
 
     Args:
-      images: (n, height, width, channels), any dtype, which is kept.
-      key: a JAX random key.
-      reach: greatest shift in pixels, smaller than height and width.
+        images: (n, height, width, channels), any dtype, which is kept.
+        key: a JAX random key.
+        reach: greatest shift in pixels, smaller than height and width.
     """
     if reach == 0:
         return images
@@ -65,14 +65,14 @@ def augment(
     """Varies and normalises one global batch.
 
     Args:
-      images: (n, crop, crop, 3) uint8, the whole global batch (sharded or not).
-      seed: of the run; may be traced.
-      step: of the run; may be traced.
-      augmentation: what to do; static.
-      preprocessing: mean and standard deviation; static.
+        images: (n, crop, crop, 3) uint8, the whole global batch (sharded or not).
+        seed: of the run; may be traced.
+        step: of the run; may be traced.
+        augmentation: what to do; static.
+        preprocessing: mean and standard deviation; static.
 
     Returns:
-      (n, crop, crop, 3) float32, or one channel where the preprocessing is for one.
+        (n, crop, crop, 3) float32, or one channel where the preprocessing is for one.
     """
     key = jax.random.fold_in(jax.random.key(seed), step)
     if augmentation.shift:

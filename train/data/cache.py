@@ -21,7 +21,7 @@ class ArrayCache:
     """A directory of `.npy` files and `manifest.json`, which holds their SHA-256 sums.
 
     Attributes:
-      directory: where the files lie; written at once or not at all.
+        directory: where the files lie; written at once or not at all.
     """
 
     directory: Path
@@ -49,8 +49,8 @@ class ArrayCache:
         """Writes all arrays, then moves them into place; those of another process that was quicker stay.
 
         Args:
-          arrays: names and values.
-          about: what the manifest says beside the sums, for people.
+            arrays: names and values.
+            about: what the manifest says beside the sums, for people.
         """
         try:
             with whole_directory(self.directory, last=MANIFEST) as fresh:

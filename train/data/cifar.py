@@ -32,12 +32,12 @@ def open_cifar10(location: Path, cache_directory: Path) -> tuple[ArraySource, Ar
     """The training and test images, decoded once and memory-mapped from then on.
 
     Args:
-      location: the tar file, a directory that holds exactly one `cifar10*.tar*`, or the
-        extracted directory (with `train` and `test` in it).
-      cache_directory: below which the decoded arrays (185 MB) are kept.
+        location: the tar file, a directory that holds exactly one `cifar10*.tar*`, or the
+            extracted directory (with `train` and `test` in it).
+        cache_directory: below which the decoded arrays (185 MB) are kept.
 
     Raises:
-      CommandError: nothing of the kind at `location`, or a damaged or incomplete file.
+        CommandError: nothing of the kind at `location`, or a damaged or incomplete file.
     """
     location = _find(location)
     fingerprint = _fingerprint(location)

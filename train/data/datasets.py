@@ -76,11 +76,11 @@ class Augmentation:
     """How training images are varied: the crop on the host, flip and shift on the device.
 
     Attributes:
-      random_resized_crop: whether the host cuts torchvision's random rectangle; otherwise it
-        resizes and cuts the centre.
-      flip: whether the device mirrors each image left to right with probability one half.
-      shift: the device moves each image by up to this many pixels both ways (reflecting at the
-        border); 0 for not at all.
+        random_resized_crop: whether the host cuts torchvision's random rectangle; otherwise it
+            resizes and cuts the centre.
+        flip: whether the device mirrors each image left to right with probability one half.
+        shift: the device moves each image by up to this many pixels both ways (reflecting at the
+            border); 0 for not at all.
     """
 
     random_resized_crop: bool = False
@@ -93,15 +93,15 @@ class Dataset:
     """A data set ready to be read.
 
     Attributes:
-      name: `DataConfig.name`.
-      train: the training images.
-      val: the images to measure with; an empty source never gets here.
-      num_classes: how many logits the network needs.
-      class_names: name of each class.
-      preprocessing: resize, crop, mean and std; goes into the weights' `config.json`.
-      augmentation: see there.
-      workers: `DataConfig.workers`.
-      max_bad_fraction: `DataConfig.max_bad_fraction`.
+        name: `DataConfig.name`.
+        train: the training images.
+        val: the images to measure with; an empty source never gets here.
+        num_classes: how many logits the network needs.
+        class_names: name of each class.
+        preprocessing: resize, crop, mean and std; goes into the weights' `config.json`.
+        augmentation: see there.
+        workers: `DataConfig.workers`.
+        max_bad_fraction: `DataConfig.max_bad_fraction`.
     """
 
     name: str
@@ -137,7 +137,7 @@ def open_dataset(config: DataConfig) -> Dataset:
     """Finds the data and says how they are to be read; decodes nothing that need not be.
 
     Raises:
-      CommandError: data that are missing, empty or not what `config` says they are.
+        CommandError: data that are missing, empty or not what `config` says they are.
     """
     return OPENERS[config.name](config)
 

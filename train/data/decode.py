@@ -152,14 +152,14 @@ def decode_rgb(data: bytes) -> np.ndarray:
     """Pixels of an encoded image.
 
     Args:
-      data: the file's bytes, in any format that Pillow reads.
+        data: the file's bytes, in any format that Pillow reads.
 
     Returns:
-      (height, width, 3) uint8, possibly read-only.
+        (height, width, 3) uint8, possibly read-only.
 
     Raises:
-      UnreadableImageError: the bytes are no image, a damaged or oversized one, or one of floating-point or
-        32-bit values.
+        UnreadableImageError: the bytes are no image, a damaged or oversized one, or one of floating-point or
+            32-bit values.
     """
     if data[:2] == b"\xff\xd8" and simplejpeg_matches_pillow():
         pixels = _decode_with_simplejpeg(data)
@@ -172,8 +172,8 @@ def read_rgb(path: Path) -> np.ndarray:
     """Pixels of an image file: `decode_rgb` of its bytes.
 
     Raises:
-      UnreadableImageError: as `decode_rgb`, and where the file cannot be read, is empty or larger than
-        `MAX_BYTES`.
+        UnreadableImageError: as `decode_rgb`, and where the file cannot be read, is empty or larger than
+            `MAX_BYTES`.
     """
     try:
         # A pipe or a device would block or never end.

@@ -33,12 +33,12 @@ class BadImages:
     """Names unreadable images in the log, counts them, and stops when there are too many.
 
     Args:
-      source: where they come from.
-      max_fraction: share of the source's images that may be unreadable.
-      option: the command's option that sets this share.
+        source: where they come from.
+        max_fraction: share of the source's images that may be unreadable.
+        option: the command's option that sets this share.
 
     Attributes:
-      found: reason by name, in the order in which they were met.
+        found: reason by name, in the order in which they were met.
     """
 
     def __init__(self, source: Source, max_fraction: float, option: str) -> None:
@@ -51,7 +51,7 @@ class BadImages:
         """Takes note of records; those noted before count once.
 
         Raises:
-          CommandError: more than the allowed share is unreadable.
+            CommandError: more than the allowed share is unreadable.
         """
         for record in map(int, records):
             if record in self._seen:
@@ -79,8 +79,8 @@ class Batches(Iterator[Batch]):
     """An iterator of batches that knows how long it kept its caller waiting.
 
     Attributes:
-      wait_seconds: time spent inside `next` so far.
-      bad: the unreadable images met so far.
+        wait_seconds: time spent inside `next` so far.
+        bad: the unreadable images met so far.
     """
 
     def __init__(self, batches: grain.DatasetIterator, bad: BadImages) -> None:
@@ -126,7 +126,7 @@ def steps_per_epoch(dataset: Dataset, global_batch: int) -> int:
     """Whole batches in the training images; the remainder differs from epoch to epoch.
 
     Raises:
-      CommandError: the training images do not fill one batch.
+        CommandError: the training images do not fill one batch.
     """
     steps = len(dataset.train) // global_batch
     if steps == 0:
@@ -151,24 +151,24 @@ def train_batches(
     """Training batches from `start_step` on.
 
     Args:
-      dataset: what `open_dataset` gave.
-      global_batch: images per step over all processes; a multiple of `process_count`.
-      seed: decides the order and the crops, together with the step number.
-      start_step: the step whose batch comes first.
-      stop_step: the step before which to end, so that nothing is loaded ahead in vain; None for
-        no end.
-      process_index: which of the processes this is; it gets rows
-        `[index * n, (index + 1) * n)` of each global batch, n = global_batch / process_count.
-      process_count: how many processes train together.
-      workers: loader processes; `dataset.workers` by default.
+        dataset: what `open_dataset` gave.
+        global_batch: images per step over all processes; a multiple of `process_count`.
+        seed: decides the order and the crops, together with the step number.
+        start_step: the step whose batch comes first.
+        stop_step: the step before which to end, so that nothing is loaded ahead in vain; None for
+            no end.
+        process_index: which of the processes this is; it gets rows
+            `[index * n, (index + 1) * n)` of each global batch, n = global_batch / process_count.
+        process_count: how many processes train together.
+        workers: loader processes; `dataset.workers` by default.
 
     Returns:
-      batches {"image": (n, crop, crop, 3) uint8, "label": (n,) int32}. An unreadable image is
-      replaced by its neighbour, named in the log and counted in `.bad`.
+        batches {"image": (n, crop, crop, 3) uint8, "label": (n,) int32}. An unreadable image is
+        replaced by its neighbour, named in the log and counted in `.bad`.
 
     Raises:
-      CommandError: a batch larger than the data set; while iterating, too many unreadable images.
-      ValueError: a global batch that the processes cannot share evenly.
+        CommandError: a batch larger than the data set; while iterating, too many unreadable images.
+        ValueError: a global batch that the processes cannot share evenly.
     """
     steps_per_epoch(dataset, global_batch)
     _check_share(global_batch, process_count)
@@ -224,26 +224,26 @@ def evaluation_batches(
     """One pass over a source in its order, every image exactly once.
 
     Args:
-      source: the images.
-      preprocessing: resize, crop and interpolation.
-      global_batch: images per batch over all processes; a multiple of `process_count`.
-      size: side of the images given, pixels, from `preprocessing.crop` to
-        `preprocessing.resize`; the latter by default, which leaves room for shifted crops.
-      process_index: which of the processes this is, as in `train_batches`.
-      process_count: how many processes evaluate together.
-      workers: loader processes.
-      max_bad_fraction: share of the images that may be unreadable.
-      max_bad_option: the command's option that sets this share, for the message.
+        source: the images.
+        preprocessing: resize, crop and interpolation.
+        global_batch: images per batch over all processes; a multiple of `process_count`.
+        size: side of the images given, pixels, from `preprocessing.crop` to
+            `preprocessing.resize`; the latter by default, which leaves room for shifted crops.
+        process_index: which of the processes this is, as in `train_batches`.
+        process_count: how many processes evaluate together.
+        workers: loader processes.
+        max_bad_fraction: share of the images that may be unreadable.
+        max_bad_option: the command's option that sets this share, for the message.
 
     Returns:
-      batches {"image": (n, size, size, 3) uint8, "label": (n,) int32, "index": (n,) int64
-      position in the source, "mask": (n,) bool, "bad": (n,) bool}. The mask is False for rows
-      that only fill the last batch and for unreadable images; the latter have "bad" set, are
-      named in the log and counted in `.bad`.
+        batches {"image": (n, size, size, 3) uint8, "label": (n,) int32, "index": (n,) int64
+        position in the source, "mask": (n,) bool, "bad": (n,) bool}. The mask is False for rows
+        that only fill the last batch and for unreadable images; the latter have "bad" set, are
+        named in the log and counted in `.bad`.
 
     Raises:
-      CommandError: while iterating, too many unreadable images.
-      ValueError: a size out of range, or a global batch that cannot be shared evenly.
+        CommandError: while iterating, too many unreadable images.
+        ValueError: a size out of range, or a global batch that cannot be shared evenly.
     """
     size = preprocessing.resize if size is None else size
     if not preprocessing.crop <= size <= preprocessing.resize:

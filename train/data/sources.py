@@ -37,10 +37,10 @@ class ArraySource:
     """Images of one size in memory, or in a memory-mapped `.npy` file.
 
     Args:
-      images: (n, height, width, 3) uint8, or the path of a `.npy` file of that shape; a path is
-        opened anew in each worker process instead of being sent there.
-      labels: (n,) class indices.
-      prefix: what `name` puts before an image's position.
+        images: (n, height, width, 3) uint8, or the path of a `.npy` file of that shape; a path is
+            opened anew in each worker process instead of being sent there.
+        labels: (n,) class indices.
+        prefix: what `name` puts before an image's position.
     """
 
     def __init__(self, images: np.ndarray | Path, labels: np.ndarray, prefix: str) -> None:
@@ -75,8 +75,8 @@ class EncodedSource:
     """Encoded images by random access: what `tfds.data_source` with `SkipDecoding` gives.
 
     Args:
-      records: random access to mappings with the keys "image" (bytes) and "label".
-      prefix: what `name` puts before an image's position.
+        records: random access to mappings with the keys "image" (bytes) and "label".
+        prefix: what `name` puts before an image's position.
     """
 
     def __init__(self, records: Sequence, prefix: str) -> None:
@@ -98,18 +98,18 @@ class ImageFolder:
     """Photos in one folder per class, `ROOT/CLASS/**/*.jpg`, in torchvision's order.
 
     Args:
-      root: the directory of class folders.
-      class_names: folder names in class order. By default they come from the folders: where all
-        are ImageNet's WordNet ids, ImageNet's 1,000 classes, even when only some folders exist;
-        otherwise the folder names in alphabetical order.
+        root: the directory of class folders.
+        class_names: folder names in class order. By default they come from the folders: where all
+            are ImageNet's WordNet ids, ImageNet's 1,000 classes, even when only some folders exist;
+            otherwise the folder names in alphabetical order.
 
     Attributes:
-      class_names: name of each class index.
-      labels: (n,) int32 class indices.
+        class_names: name of each class index.
+        labels: (n,) int32 class indices.
 
     Raises:
-      CommandError: no such directory, no class folders, no images, a folder that is not among
-        `class_names`.
+        CommandError: no such directory, no class folders, no images, a folder that is not among
+            `class_names`.
     """
 
     def __init__(self, root: Path, class_names: Sequence[str] | None = None) -> None:
@@ -162,11 +162,11 @@ def open_photos(root: Path, pretrained: PretrainedConfig) -> ImageFolder:
     then, where there are as many folders as classes, alphabetical order.
 
     Args:
-      root: the directory of class folders.
-      pretrained: has the number and perhaps the names of the classes.
+        root: the directory of class folders.
+        pretrained: has the number and perhaps the names of the classes.
 
     Raises:
-      CommandError: nothing readable there, or folders that cannot be matched.
+        CommandError: nothing readable there, or folders that cannot be matched.
     """
     folders = class_folders(root)
     names = pretrained.class_names
@@ -214,7 +214,7 @@ def class_folders(root: Path) -> list[str]:
     """Names of the class folders of a directory, sorted.
 
     Raises:
-      CommandError: it does not exist, has no folders, or holds splits (train, val) instead.
+        CommandError: it does not exist, has no folders, or holds splits (train, val) instead.
     """
     if not root.is_dir():
         problem = "is not a directory" if root.exists() else "does not exist"

@@ -30,13 +30,13 @@ class TrainSteps:
     """Random access to the local training batch of every step.
 
     Attributes:
-      source: the training images.
-      preprocessing: resize, crop and interpolation.
-      augmentation: whether the crop is random.
-      global_batch: images per step over all processes.
-      seed: decides order and crops.
-      process_index, process_count: which contiguous share of the rows is this process's.
-      stop_step: the step before which to end; None for an endless sequence.
+        source: the training images.
+        preprocessing: resize, crop and interpolation.
+        augmentation: whether the crop is random.
+        global_batch: images per step over all processes.
+        seed: decides order and crops.
+        process_index, process_count: which contiguous share of the rows is this process's.
+        stop_step: the step before which to end; None for an endless sequence.
     """
 
     source: Source

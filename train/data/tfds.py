@@ -13,11 +13,11 @@ def open_tfds(name: str, directory: Path) -> tuple[EncodedSource, EncodedSource,
     """The training and validation images of a prepared data set, and its class names.
 
     Args:
-      name: a key of `SPLITS`.
-      directory: what was `--dir` of `prepare` (the directory that TFDS calls data_dir).
+        name: a key of `SPLITS`.
+        directory: what was `--dir` of `prepare` (the directory that TFDS calls data_dir).
 
     Raises:
-      CommandError: no such data set there, or one that was written in another file format.
+        CommandError: no such data set there, or one that was written in another file format.
     """
     import tensorflow_datasets as tfds
 

@@ -43,7 +43,7 @@ def resized_shape(height: int, width: int, size: int) -> tuple[int, int]:
     """Height and width after resizing the shorter side to `size`, the longer to `int(size * long / short)`.
 
     Raises:
-      UnreadableImageError: the image is so elongated that the result would be oversized.
+        UnreadableImageError: the image is so elongated that the result would be oversized.
     """
     short, long = min(height, width), max(height, width)
     new_long = int(size * long / short)
@@ -65,14 +65,14 @@ def evaluation_crop(pixels: np.ndarray, *, resize: int, big: int, crop: int, int
     the roundings of two centre crops, one after the other, could disagree by a pixel).
 
     Args:
-      pixels: (height, width, 3) uint8.
-      resize: shorter side after resizing, pixels; at least `big`.
-      big: side of the result, pixels; at least `crop`.
-      crop: side of the network's input, pixels.
-      interpolation: a key of `FILTERS`.
+        pixels: (height, width, 3) uint8.
+        resize: shorter side after resizing, pixels; at least `big`.
+        big: side of the result, pixels; at least `crop`.
+        crop: side of the network's input, pixels.
+        interpolation: a key of `FILTERS`.
 
     Returns:
-      (big, big, 3) uint8.
+        (big, big, 3) uint8.
     """
     height, width = resized_shape(pixels.shape[0], pixels.shape[1], resize)
     inner = centre_offset(big, crop)
@@ -95,11 +95,11 @@ def random_resized_box(
     uniformly. If none fits, the central rectangle of the nearest allowed ratio.
 
     Args:
-      height: of the image, pixels.
-      width: of the image, pixels.
-      random: where the draws come from.
-      scale: least and greatest share of the image's area.
-      ratio: least and greatest width / height.
+        height: of the image, pixels.
+        width: of the image, pixels.
+        random: where the draws come from.
+        scale: least and greatest share of the image's area.
+        ratio: least and greatest width / height.
     """
     log_ratio = (math.log(ratio[0]), math.log(ratio[1]))
     for _ in range(10):

@@ -68,7 +68,7 @@ def run(config: Config) -> int:
     """Measures, prints the table, writes the report.
 
     Raises:
-      CommandError: something in `config` cannot be used; the message says what.
+        CommandError: something in `config` cannot be used; the message says what.
     """
     _check(config)
     offsets = None if config.offsets is None else read_offsets(config.offsets)

@@ -25,11 +25,11 @@ def keep_crops(
     """Passes batches on and writes the centre crop of each photo: what networks see, before mean and std.
 
     Args:
-      batches: with "image" (n, side, side, 3), "index" and "mask" (False for what only fills the batch).
-      directory: gets `NAME.png`; photos that are there already are written anew.
-      crop: side in pixels.
-      name: of a photo, by its index.
-      failed: takes the name of each picture that cannot be written, and why: the figures are worth more.
+        batches: with "image" (n, side, side, 3), "index" and "mask" (False for what only fills the batch).
+        directory: gets `NAME.png`; photos that are there already are written anew.
+        crop: side in pixels.
+        name: of a photo, by its index.
+        failed: takes the name of each picture that cannot be written, and why: the figures are worth more.
     """
     for batch in batches:
         top = centre(batch["image"].shape[1], crop)
@@ -58,7 +58,7 @@ def keep_diagonal(result: Result, directory: Path) -> None:
     """Writes the four arrays of the `diagonal` protocol as `NAME.npy`, each (photos, offsets).
 
     Raises:
-      CommandError: an array cannot be written.
+        CommandError: an array cannot be written.
     """
     for name in DIAGONAL:
         buffer = io.BytesIO()

@@ -29,12 +29,12 @@ class Evaluation:
     """A finished evaluation.
 
     Attributes:
-      pretrained: what the weights say about themselves.
-      weights: the file they came from; None for published ones.
-      options: of the command, a dataclass.
-      photos: what was measured.
-      score: what it showed.
-      reasons: why photos were unreadable, by name, as far as this process met them.
+        pretrained: what the weights say about themselves.
+        weights: the file they came from; None for published ones.
+        options: of the command, a dataclass.
+        photos: what was measured.
+        score: what it showed.
+        reasons: why photos were unreadable, by name, as far as this process met them.
     """
 
     pretrained: PretrainedConfig
@@ -88,8 +88,8 @@ class Classes:
     """Top-1 accuracy class by class.
 
     Attributes:
-      images: photos of each class that was measured, by its index.
-      top1: accuracy of each, percent, by its index.
+        images: photos of each class that was measured, by its index.
+        top1: accuracy of each, percent, by its index.
     """
 
     images: dict[int, int]

@@ -33,10 +33,10 @@ class Score:
     """What a set of images showed.
 
     Attributes:
-      results: by protocol name.
-      index: (images,) position in the source of each image that was measured, ascending; the
-        per-image arrays of `results` are in this order.
-      unreadable: positions of the images that could not be measured.
+        results: by protocol name.
+        index: (images,) position in the source of each image that was measured, ascending; the
+            per-image arrays of `results` are in this order.
+        unreadable: positions of the images that could not be measured.
     """
 
     results: dict[str, Result]
@@ -56,16 +56,16 @@ def protocols_for(
     """Protocols with the settings that fit images of a kind.
 
     Args:
-      names: keys of `aa_flax.consistency.PROTOCOLS`.
-      preprocessing: says how far a crop can be shifted inside the resized image.
-      margin: `Dataset.margin`.
-      seed: of random shifts.
-      offsets: given pairs of crop offsets instead of random ones, (pairs, 2, 2) or
-        (images, pairs, 2, 2).
-      device_batch: how many crops may lie on the devices at once.
+        names: keys of `aa_flax.consistency.PROTOCOLS`.
+        preprocessing: says how far a crop can be shifted inside the resized image.
+        margin: `Dataset.margin`.
+        seed: of random shifts.
+        offsets: given pairs of crop offsets instead of random ones, (pairs, 2, 2) or
+            (images, pairs, 2, 2).
+        device_batch: how many crops may lie on the devices at once.
 
     Raises:
-      CommandError: an unknown name, offsets that nothing uses or that do not fit.
+        CommandError: an unknown name, offsets that nothing uses or that do not fit.
     """
     if not names:
         raise CommandError(f"--protocols is empty; there are {', '.join(PROTOCOLS)}")
@@ -99,10 +99,10 @@ def read_offsets(path: Path) -> np.ndarray:
     """Pairs of crop offsets from a JSON file: an array, or an object that holds it as "offsets" or "shift_offsets".
 
     Returns:
-      (pairs, 2, 2) or (images, pairs, 2, 2) integers: which of the two, (rows, columns).
+        (pairs, 2, 2) or (images, pairs, 2, 2) integers: which of the two, (rows, columns).
 
     Raises:
-      CommandError: no such file, or other content.
+        CommandError: no such file, or other content.
     """
     try:
         content = read_json(path, _MAX_OFFSETS_BYTES)
@@ -145,18 +145,18 @@ def score(
     """Measures a network on every image of one pass.
 
     Args:
-      fn: `Partial(function, *arrays)`, called with (n, crop, crop, 3) float32 images, or (n, crop, crop, 1) where
-        the preprocessing is for one channel, to give logits (n, classes). It is compiled once for each protocol as
-        long as `function` is the same object; its arrays may lie on any devices.
-      batches: what `val_batches` or `evaluation_batches` gave, with this process's rows.
-      protocols: what `protocols_for` gave; each sees the same images, which are decoded and
-        sent to the device once.
-      preprocessing: mean and standard deviation.
-      margin: `Dataset.margin`.
-      progress: called after each batch with the number of images that this process has dealt with.
+        fn: `Partial(function, *arrays)`, called with (n, crop, crop, 3) float32 images, or (n, crop, crop, 1) where
+            the preprocessing is for one channel, to give logits (n, classes). It is compiled once for each protocol as
+            long as `function` is the same object; its arrays may lie on any devices.
+        batches: what `val_batches` or `evaluation_batches` gave, with this process's rows.
+        protocols: what `protocols_for` gave; each sees the same images, which are decoded and
+            sent to the device once.
+        preprocessing: mean and standard deviation.
+        margin: `Dataset.margin`.
+        progress: called after each batch with the number of images that this process has dealt with.
 
     Raises:
-      CommandError: no readable image; a network that returned NaN; a label outside its classes.
+        CommandError: no readable image; a network that returned NaN; a label outside its classes.
     """
     mesh = local_mesh()
     fn = jax.tree.map(lambda leaf: _replicated(leaf, mesh), fn)

@@ -83,7 +83,7 @@ def require_same(facts: Mapping[str, Any], remedy: str) -> None:
 
 
 def disagreements(told: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What differs between the facts of processes, such as ``--optim.lr is 0.1 in process 0 and 0.2 in process 1``."""
+    """What differs between the facts of processes, such as `--optim.lr is 0.1 in process 0 and 0.2 in process 1`."""
     lines = []
     for name in dict.fromkeys(name for facts in told for name in facts):
         holders: dict[str, list[int]] = {}
@@ -98,7 +98,7 @@ def disagreements(told: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _named(processes: Sequence[int], count: int) -> str:
-    """``process 3``, ``processes 0, 2-255`` or ``every process``."""
+    """`process 3`, `processes 0, 2-255` or `every process`."""
     if len(processes) == count:
         return "every process"
     ranges: list[list[int]] = []

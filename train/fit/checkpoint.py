@@ -131,7 +131,7 @@ class Checkpoints:
         """The newest sound checkpoint, placed as asked.
 
         Every leaf's CRC is compared with the one stored when it was saved. Damaged checkpoints are passed over for
-        the next older one and set aside in ``damaged/`` beside the checkpoints.
+        the next older one and set aside in `damaged/` beside the checkpoints.
 
         Args:
             like: the state's tree with arrays or `jax.ShapeDtypeStruct` leaves, each with its sharding.
@@ -245,7 +245,7 @@ def _best(steps: Sequence[int], scores: Mapping[int, float]) -> int | None:
 
 
 def named_leaves(tree: Tree) -> dict[str, Any]:
-    """Leaves by their dotted path, such as ``params.conv1.kernel``, in the tree's order."""
+    """Leaves by their dotted path, such as `params.conv1.kernel`, in the tree's order."""
     paths = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in paths}
 

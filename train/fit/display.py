@@ -60,7 +60,7 @@ class Display:
         self._progress.update(self._task, description="compiling", completed=step)
 
     def step(self, step: int, *, loss: float, images_per_second: float, wait: float) -> None:
-        """Shows the state after a step; ``wait`` is the share of time spent waiting for data."""
+        """Shows the state after a step; `wait` is the share of time spent waiting for data."""
         self.signs += 1
         epoch = min(step // self._steps + 1, self._epochs)
         facts = f"loss {loss:.4f} · {images_per_second:,.0f} images/s · wait {wait:.0%}"
@@ -92,7 +92,7 @@ def summary(rows: Sequence[tuple[str, Any]], title: str) -> Table:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words: ``45 s``, ``3 min 05 s``, ``2 h 07 min``."""
+    """Seconds in words: `45 s`, `3 min 05 s`, `2 h 07 min`."""
     whole = math.floor(seconds)
     if whole < 60:
         return f"{seconds:.1f} s"

@@ -199,7 +199,7 @@ class Placement:
     """All devices in a row: the batch is cut along it, everything else is on each of them whole.
 
     Attributes:
-        mesh: the devices of all processes, one axis ``data``.
+        mesh: the devices of all processes, one axis `data`.
     """
 
     mesh: jax.sharding.Mesh

@@ -27,7 +27,7 @@ class Feed(Protocol):
         ...
 
     def advance(self, state: TrainState, step: int, limit: int) -> tuple[TrainState, Metrics, int]:
-        """Makes between 1 and ``limit`` updates.
+        """Makes between 1 and `limit` updates.
 
         Args:
             state: where to start; it is donated.
@@ -99,7 +99,7 @@ class DeviceFeed:
     The order is the loader's, so that a run has the same batches either way.
 
     Args:
-        train_step: the update; may be ``Partial(function, *arrays)``.
+        train_step: the update; may be `Partial(function, *arrays)`.
         dataset: images of one size that need no random crop on the host.
         placement: the devices; each holds all images.
         batch: images per update over all processes.

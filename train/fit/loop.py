@@ -78,7 +78,7 @@ def _advance(run: Run) -> None:
 
 
 def _settle(run: Run, leave: int) -> None:
-    """Reads the metrics of all updates but the newest ``leave``, which may still be running."""
+    """Reads the metrics of all updates but the newest `leave`, which may still be running."""
     while len(run.unread) > leave:
         before, count, metrics = run.unread.popleft()
         values = {name: np.atleast_1d(value) for name, value in jax.device_get(metrics).items()}

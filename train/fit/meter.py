@@ -103,7 +103,7 @@ class Tracer:
             self.stop(state)
 
     def stop(self, state: Any) -> None:
-        """Ends, if it has begun; ``state`` is what the last update makes, and is waited for."""
+        """Ends, if it has begun; `state` is what the last update makes, and is waited for."""
         if self._tracing:
             jax.block_until_ready(state)
             jax.profiler.stop_trace()

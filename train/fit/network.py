@@ -52,7 +52,7 @@ def initial_network(config: TrainConfig, dataset: Dataset) -> Network:
     not have is logged as a warning.
 
     Args:
-        config: the run; ``init`` names the weights to start from, ``new_head`` leaves their classifier out.
+        config: the run; `init` names the weights to start from, `new_head` leaves their classifier out.
         dataset: the data.
 
     Raises:

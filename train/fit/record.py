@@ -128,7 +128,7 @@ def shared_options(config: TrainConfig) -> dict[str, Any]:
 
 
 def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
-    """Options that change what comes out of a run and differ, a line each: ``--optim.lr: 0.1 -> 0.05``."""
+    """Options that change what comes out of a run and differ, a line each: `--optim.lr: 0.1 -> 0.05`."""
     before, after = dict(_flat(plain(old))), dict(_flat(plain(new)))
     return [
         f"{_option(name)}: {before.get(name)} -> {after.get(name)}"

@@ -33,7 +33,7 @@ class TrainState(NamedTuple):
         params: trainable parameters, nested dictionaries of float32 arrays.
         stats: BatchNorm's running statistics, in the same form.
         opt_state: the optimiser's momenta and counters.
-        ema: moving averages, ``{"params": ..., "stats": ...}``, or None when none are kept.
+        ema: moving averages, `{"params": ..., "stats": ...}`, or None when none are kept.
     """
 
     step: jax.Array
@@ -52,7 +52,7 @@ class StepOptions:
         accumulate: micro-batches whose gradients are averaged into one update.
         label_smoothing: share of the target spread evenly over the classes.
         ema: decay of the moving averages per update, None to keep none.
-        remat: ``"keep_convs"`` stores only what convolutions and matrix products put out and recomputes the
+        remat: `"keep_convs"` stores only what convolutions and matrix products put out and recomputes the
             normalisations, activations, pools and blurs in the backward pass.
     """
 
@@ -95,7 +95,7 @@ def make_loss(graphdef: nnx.GraphDef, options: StepOptions) -> Callable[..., tup
     """Builds the loss of a network in training mode.
 
     Returns:
-        ``(params, stats, images, labels, key) -> (loss, (new stats, accuracy in percent))``, differentiable in the
+        `(params, stats, images, labels, key) -> (loss, (new stats, accuracy in percent))`, differentiable in the
         parameters; the key feeds dropout.
     """
 
@@ -118,18 +118,18 @@ def make_train_step(
     prepare: Prepare,
     options: StepOptions = StepOptions(),
 ) -> TrainStep:
-    """Builds the update ``(state, batch) -> (state, metrics)``, pure and traceable.
+    """Builds the update `(state, batch) -> (state, metrics)`, pure and traceable.
 
     Args:
         graphdef: structure of a network in training mode, from `split_model`.
         optimizer: what turns gradients into updates.
         rate: learning rate of the optimiser as a function of the step, for the log.
-        prepare: ``(images uint8 (N, H, W, C), step) -> float images``: augmentation and normalisation.
+        prepare: `(images uint8 (N, H, W, C), step) -> float images`: augmentation and normalisation.
         options: see `StepOptions`.
 
     Returns:
-        A function of a `TrainState` and ``{"image": uint8 (N, H, W, C), "label": int32 (N,)}``. Its metrics are
-        float32 scalars: ``loss``, ``accuracy`` (percent, of the training batch), ``lr`` and ``grad_norm``.
+        A function of a `TrainState` and `{"image": uint8 (N, H, W, C), "label": int32 (N,)}`. Its metrics are
+        float32 scalars: `loss`, `accuracy` (percent, of the training batch), `lr` and `grad_norm`.
     """
     loss_and_gradient = jax.value_and_grad(make_loss(graphdef, options), has_aux=True)
 
@@ -161,7 +161,7 @@ def _accumulated(
     key: jax.Array,
     parts: int,
 ) -> tuple[jax.Array, jax.Array, Tree, Tree]:
-    """Loss, accuracy, statistics and gradient of a batch, in ``parts`` micro-batches one after the other."""
+    """Loss, accuracy, statistics and gradient of a batch, in `parts` micro-batches one after the other."""
     if parts == 1:
         (value, (stats, accuracy)), gradient = loss_and_gradient(
             state.params, state.stats, images, labels, jax.random.fold_in(key, 0)
@@ -213,10 +213,10 @@ def compile_steps(mesh: jax.sharding.Mesh, limit: int) -> Any:
         limit: most updates of one call.
 
     Returns:
-        A compiled ``(train_step, state, data, order, window) -> (state, metrics)``: ``train_step`` the update as
-        ``Partial(function, *arrays)``, compiled once for each function; ``data`` the whole set as
-        ``{"image": uint8 (M, H, W, C), "label": int32 (M,)}``, ``order`` int32 (limit, N) the rows of each batch,
-        ``window`` int32 (2,) the first of these batches and how many. Metrics are arrays of ``limit`` values, of
+        A compiled `(train_step, state, data, order, window) -> (state, metrics)`: `train_step` the update as
+        `Partial(function, *arrays)`, compiled once for each function; `data` the whole set as
+        `{"image": uint8 (M, H, W, C), "label": int32 (M,)}`, `order` int32 (limit, N) the rows of each batch,
+        `window` int32 (2,) the first of these batches and how many. Metrics are arrays of `limit` values, of
         which the first so many mean something. The window is traced: any number of updates is one compilation.
     """
     replicated = NamedSharding(mesh, PartitionSpec())

@@ -21,7 +21,7 @@ def symptoms(loss: float, scores: Mapping[str, float], *, num_classes: int, majo
 
     Args:
         loss: mean cross entropy of the last updates of an epoch.
-        scores: ``accuracy`` and ``consistency`` on the validation images, percent.
+        scores: `accuracy` and `consistency` on the validation images, percent.
         num_classes: logits.
         majority: share of the most frequent class among the validation images, percent; None where it is not known,
             and all are taken to be equally frequent.

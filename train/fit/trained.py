@@ -33,8 +33,8 @@ def load_network(
     Args:
         run_dir: directory of the run; it is only read.
         record: its record.
-        scores: its validation results by step, by which ``best`` is chosen.
-        checkpoint: which one; ``latest`` is the newest sound one.
+        scores: its validation results by step, by which `best` is chosen.
+        checkpoint: which one; `latest` is the newest sound one.
         weights: the moving average or the weights themselves.
 
     Returns:

@@ -48,7 +48,7 @@ class Update:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
 
     def step(self, model: nnx.Module, dataset: Dataset) -> TrainStep:
-        """The update ``(state, batch) -> (state, metrics)``, pure and traceable.
+        """The update `(state, batch) -> (state, metrics)`, pure and traceable.
 
         Args:
             model: the network, which may be abstract.

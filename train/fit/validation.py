@@ -60,7 +60,7 @@ class Validator:
             progress: called with the share of images done, from 0 to 1.
 
         Returns:
-            ``accuracy`` and ``consistency`` in percent, each with its standard error under ``..._stderr``.
+            `accuracy` and `consistency` in percent, each with its standard error under `..._stderr`.
 
         Raises:
             CommandError: no image can be read, or the network gives NaN.

@@ -64,7 +64,7 @@ class Figure:
     """A picture in a page.
 
     Attributes:
-        name: Id, and file stem in ``figures/``.
+        name: Id, and file stem in `figures/`.
         caption: One line below the picture.
         alt: What the picture shows, in words, for readers who do not see it.
         picture: Draws it.
@@ -86,7 +86,7 @@ class Section:
     Attributes:
         title: The heading.
         blocks: Paragraphs, tables and figures in reading order. A paragraph may use `` `code` ``,
-            ``**bold**`` and ``*italic*``.
+            `**bold**` and `*italic*`.
         level: 2 for a chapter, 3 for a part of one.
     """
 

@@ -1,6 +1,6 @@
-"""The two forms of a :class:`Page`: Markdown, and one HTML file that needs nothing else.
+"""The two forms of a `Page`: Markdown, and one HTML file that needs nothing else.
 
-``to_markdown`` names its pictures by relative path; ``to_html`` carries everything inside itself: no
+`to_markdown` names its pictures by relative path; `to_html` carries everything inside itself: no
 script, no font, no request. Both forms come from the same cells, so they cannot disagree.
 """
 
@@ -22,7 +22,7 @@ _PROSE = MarkdownIt("zero").enable(["escape", "backticks", "emphasis"])
 
 
 def to_markdown(page: Page) -> str:
-    """The page in GitHub's Markdown; pictures are ``figures/NAME.png``."""
+    """The page in GitHub's Markdown; pictures are `figures/NAME.png`."""
     parts = [f"# {plain(page.title)}", *page.lead]
     for section in page.sections:
         parts.append(f"{'#' * section.level} {plain(section.title)}")
