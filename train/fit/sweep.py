@@ -21,6 +21,7 @@ from train.data import DataConfig, Dataset, open_dataset, steps_per_epoch
 from train.fit.config import TrainConfig, validate
 from train.fit.distributed import Placement, check_batch
 from train.fit.feed import Feed, open_feed
+from train.fit.loop import IN_FLIGHT
 from train.fit.network import abstract_network, initial_network
 from train.fit.recalibrate import settle_statistics
 from train.fit.step import Batch, Metrics, TrainState, Tree, split_model
@@ -130,6 +131,8 @@ class Sweep:
                 state, metrics, count = feed.advance(state, step, program.per_epoch)
                 step += count
                 losses.append(jnp.atleast_1d(metrics["loss"])[:count])
+                if len(losses) > IN_FLIGHT:
+                    jax.block_until_ready(losses[-1 - IN_FLIGHT])
         return state, float(jnp.concatenate(losses)[-program.per_epoch :].mean())
 
     def _first_weights(self, config: TrainConfig, dataset: Dataset) -> tuple[Tree, Tree]:
