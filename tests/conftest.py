@@ -1,5 +1,6 @@
 """What every test shares: eight simulated devices and the data that lies beside the project."""
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,6 +56,17 @@ def _forget_programs() -> Iterator[None]:
     """What one module has compiled is of little use to the next and would fill the memory."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def _forget_log_handlers() -> Iterator[None]:
+    """Commands log to the standard error of their process; what they set up must not outlive the test's."""
+    root = logging.getLogger()
+    before = root.handlers[:]
+    yield
+    for handler in root.handlers[:]:
+        if handler not in before:
+            root.removeHandler(handler)
 
 
 # Begun first, as one of these begun last would leave the other worker idle.
