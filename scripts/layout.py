@@ -42,6 +42,8 @@ def layout(package: str, depth: int = 1) -> Layout:
     """Read the layout of `package` (its name) from the imports in its files, `depth` names below it."""
     graph = grimp.build_graph(package.partition(".")[0], cache_dir=None)
     inside = sorted(module for module in graph.modules if (module + ".").startswith(package + "."))
+    if depth < 1 or not inside:
+        raise ValueError(f"no package {package!r} with names {depth} below it")
     levels = package.count(".") + depth
     for module in inside:
         if module.count(".") == levels:
@@ -79,7 +81,10 @@ def main() -> None:
     parser.add_argument("packages", nargs="*", default=["aa_flax", "train"])
     parser.add_argument("--depth", type=int, default=1, help="names below the package that make a room")
     options = parser.parse_args()
-    layouts = [layout(package, options.depth) for package in options.packages]
+    try:
+        layouts = [layout(package, options.depth) for package in options.packages]
+    except ValueError as error:
+        parser.error(str(error))
     table = [("package", "rooms", "floors", "arrows", "in circles"), *(each.row() for each in layouts)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for name, *numbers in table:

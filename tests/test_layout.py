@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.layout import layout
+from scripts.layout import layout, main
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,6 +35,14 @@ def test_rooms_floors_arrows_and_circles(house):
     assert found.floors == {"top": 1, "low": 0, "deep": 0}
     assert found.circling == {("low", "deep"), ("deep", "low")}
     assert found.plan().splitlines()[:3] == ["toy_house", "   1  top", "   0  deep, low"]
+
+
+@pytest.mark.parametrize("words", [["nonsense"], ["toy_house.cellar"], ["toy_house", "--depth", "0"]])
+def test_what_is_no_package_is_refused_in_a_line(house, words, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["layout", *words])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert words[0] in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_package_and_a_depth_of_their_own(house):
