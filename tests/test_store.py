@@ -181,6 +181,38 @@ def test_what_was_known_stays_known(tmp_path, network):
     assert said_of(load_pretrained(tmp_path / "b"), tmp_path / "c") == KNOWN | replaced
 
 
+def test_a_second_size_is_kept_with_the_weights_and_unsaid_where_there_is_none(tmp_path, network):
+    larger = Preprocessing.of_share(48, 1, interpolation="bicubic")
+    loaded = load_pretrained(save_pretrained(network, tmp_path / "a", **KNOWN, test_preprocessing=larger))
+    again = read_config(save_pretrained(loaded, tmp_path / "b"))
+    assert (again.preprocessing, again.test_preprocessing) == (KNOWN["preprocessing"], larger)
+    # For other images that size is another one.
+    other = read_config(save_pretrained(loaded, tmp_path / "c", preprocessing=Preprocessing(resize=20, crop=16)))
+    assert other.test_preprocessing is None
+    assert "test_preprocessing" not in json.loads((tmp_path / "c/config.json").read_text("utf-8"))
+    grey = load_pretrained(tmp_path / "a", in_channels=1)
+    fields = {"mean": (0.5,), "std": (0.2,)}
+    saved = save_pretrained(grey, tmp_path / "d", preprocessing=Preprocessing(**fields))
+    assert read_config(saved).test_preprocessing is None
+
+
+@pytest.mark.parametrize(
+    ("crop", "share", "resize"),
+    [(224, 0.875, 256), (224, 0.95, 235), (288, 1.0, 288), (288, 0.95, 303), (384, 0.95, 404), (1, 1, 1)],
+)
+def test_a_size_and_its_share_of_the_shorter_side(crop, share, resize):
+    """As timm's rule has them."""
+    assert Preprocessing.of_share(crop, share) == Preprocessing(resize=resize, crop=crop)
+
+
+@pytest.mark.parametrize("share", [0, -0.5, 1.01, float("nan"), True, "1", None])
+def test_a_share_that_is_none_is_refused(share):
+    with pytest.raises(ValueError, match="share must be above 0 and at most 1, got "):
+        Preprocessing.of_share(224, share)
+    with pytest.raises(ValueError, match=r"preprocessing.crop must be a whole number of pixels"):
+        Preprocessing.of_share(0, 0.9)
+
+
 def test_trained_weights_name_those_they_began_with(tmp_path, network):
     save_pretrained(network, tmp_path / "a", **KNOWN)
     trained = load_pretrained(tmp_path / "a")
@@ -257,6 +289,9 @@ BAD_CONFIGS = [
     ({"preprocessing": {"std": [0.2, 0, 0.2]}}, "preprocessing.std must be above 0"),
     ({"preprocessing": {"std": [0.2, 0.2]}}, "preprocessing.std must be as long as"),
     ({"preprocessing": {"mean": [0.5], "std": [0.25]}}, r"mean must be 3 numbers, one a channel.*got \(0.5,\)"),
+    ({"test_preprocessing": None}, "test_preprocessing must be a JSON object"),
+    ({"test_preprocessing": {"crop": 300}}, r"json: test_preprocessing.crop must be at most resize \(256\), got 300"),
+    ({"test_preprocessing": {"mean": [0.5], "std": [0.25]}}, "test_preprocessing.mean must be 3 numbers"),
     ({"class_names": "abcde"}, "class_names must be a list of texts"),
     ({"class_names": ["a", 1, "c", "d", "e"]}, "class_names must be a list of texts"),
     ({"class_names": ["a", "b"]}, r"class_names must be 5 names \(num_classes\), got 2"),

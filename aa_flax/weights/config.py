@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ CONFIG_NAME = "config.json"
 FORMAT_VERSION = 1
 # The parts of a network's specification under the names that the file has for them.
 _OF_SPEC = ("model", "num_classes", "in_channels", "pad_type", "options")
+_PREPARATIONS = ("preprocessing", "test_preprocessing")
 # Far above what anybody uses, far below what takes all memory.
 _MAX_PIXELS = 8192
 _MAX_FILTER_SIZE = 255
@@ -57,6 +59,25 @@ class Preprocessing:
         _require(min(self.std) > 0, "preprocessing.std", "above 0 everywhere", self.std)
         _require(len(self.std) == len(self.mean), "preprocessing.std", "as long as preprocessing.mean", self.std)
 
+    @classmethod
+    def of_share(cls, crop: int, share: float, **fields: Any) -> "Preprocessing":
+        """The preparation that publishers write as a size and the share of the shorter side that it covers.
+
+        The shorter side is resized to the whole pixels of `crop / share`: 224 of 0.95 are cut from 235, 288 of 1 from
+        288.
+
+        Args:
+            crop: side of the centre crop, in pixels.
+            share: above 0 and at most 1; timm calls it `crop_pct`.
+            **fields: `interpolation`, `mean` and `std`.
+
+        Raises:
+            ValueError: a value lies outside its range.
+        """
+        _require(_is_number(share) and 0 < share <= 1, "share", "above 0 and at most 1", share)
+        _require(_is_size(crop), "preprocessing.crop", f"a whole number of pixels from 1 to {_MAX_PIXELS}", crop)
+        return cls(resize=math.floor(crop / share), crop=crop, **fields)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainedConfig:
@@ -66,6 +87,8 @@ class PretrainedConfig:
         spec: the network; `model` (its name, such as `resnet50_lpf4`), `num_classes`, `in_channels`, `pad_type` and
             `options` are its parts as `config.json` has them.
         preprocessing: how images are prepared.
+        test_preprocessing: how they are prepared where accuracy counts for more than speed, as of networks that were
+            published with a second, larger size; None where there is one size.
         class_names: one for each logit, or None where they are not known.
         source: where the weights come from, e.g. `file`, `url`, `sha256`.
         license: of the weights, or None where it is not known.
@@ -77,6 +100,7 @@ class PretrainedConfig:
 
     spec: ModelSpec
     preprocessing: Preprocessing = dataclasses.field(default_factory=Preprocessing)
+    test_preprocessing: Preprocessing | None = None
     class_names: tuple[str, ...] | None = None
     source: dict[str, Any] = dataclasses.field(default_factory=dict)
     license: str | None = None
@@ -88,17 +112,23 @@ class PretrainedConfig:
         _require(taps <= _MAX_FILTER_SIZE, "model", f"a network with at most {_MAX_FILTER_SIZE} taps", self.model)
         for name in ("source", "metrics"):
             _require_names(name, getattr(self, name))
-        _require(isinstance(self.preprocessing, Preprocessing), "preprocessing", "a Preprocessing", self.preprocessing)
+        for name in _PREPARATIONS:
+            rule = getattr(self, name)
+            if rule is not None or name == "preprocessing":
+                self._check_preparation(name, rule)
         _require(self.license is None or isinstance(self.license, str), "license", "a text or null", self.license)
-        mean, channels = self.preprocessing.mean, self.in_channels
-        standard = " (ImageNet's are the default)" if mean == Preprocessing.mean else ""
-        fitting = f"{channels} numbers, one a channel: give Preprocessing(mean=..., std=...) of these images{standard}"
-        _require(len(mean) == channels, "preprocessing.mean", fitting, mean)
         if self.class_names is not None:
             texts = isinstance(self.class_names, tuple) and all(isinstance(name, str) for name in self.class_names)
             _require(texts, "class_names", "a list of texts or null", self.class_names)
             count = len(self.class_names)
             _require(count == self.num_classes, "class_names", f"{self.num_classes} names (num_classes)", count)
+
+    def _check_preparation(self, name: str, rule: Any) -> None:
+        _require(isinstance(rule, Preprocessing), name, "a Preprocessing", rule)
+        channels = self.in_channels
+        standard = " (ImageNet's are the default)" if rule.mean == Preprocessing.mean else ""
+        fitting = f"{channels} numbers, one a channel: give Preprocessing(mean=..., std=...) of these images{standard}"
+        _require(len(rule.mean) == channels, f"{name}.mean", fitting, rule.mean)
 
     @property
     def model(self) -> str:
@@ -129,6 +159,8 @@ class PretrainedConfig:
         """The fields as `config.json` has them, of plain values."""
         fields = dataclasses.asdict(self)
         del fields["spec"]
+        if self.test_preprocessing is None:
+            del fields["test_preprocessing"]
         return {name: getattr(self, name) for name in _OF_SPEC} | fields
 
 
@@ -188,14 +220,21 @@ def _from_json(content: Any) -> PretrainedConfig:
     others = [field.name for field in dataclasses.fields(PretrainedConfig) if field.name != "spec"]
     _check_names(fields, (*_OF_SPEC, *others), "")
     spec = _spec_of({name: fields.pop(name) for name in _OF_SPEC if name in fields})
-    if "preprocessing" in fields:
-        given = fields["preprocessing"]
-        _require(isinstance(given, dict), "preprocessing", "a JSON object", given)
-        _check_names(given, [field.name for field in dataclasses.fields(Preprocessing)], "preprocessing.")
-        fields["preprocessing"] = Preprocessing(**{key: _tuples(value) for key, value in given.items()})
+    for name in _PREPARATIONS:
+        if name in fields:
+            fields[name] = _preparation(name, fields[name])
     if "class_names" in fields:
         fields["class_names"] = _tuples(fields["class_names"])
     return PretrainedConfig(spec=spec, **fields)
+
+
+def _preparation(name: str, given: Any) -> Preprocessing:
+    _require(isinstance(given, dict), name, "a JSON object", given)
+    _check_names(given, [field.name for field in dataclasses.fields(Preprocessing)], f"{name}.")
+    try:
+        return Preprocessing(**{key: _tuples(value) for key, value in given.items()})
+    except ValueError as error:
+        raise ValueError(f"{name}.{str(error).removeprefix('preprocessing.')}") from error
 
 
 def _spec_of(fields: dict[str, Any]) -> ModelSpec:

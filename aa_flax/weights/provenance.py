@@ -66,6 +66,7 @@ def known_of(model: nnx.Module, spec: ModelSpec, arrays: Mapping[str, np.ndarray
     }
     if before.in_channels == spec.in_channels:
         fields["preprocessing"] = before.preprocessing
+        fields["test_preprocessing"] = before.test_preprocessing
     if before.num_classes == spec.num_classes:
         fields["class_names"] = before.class_names
     return fields

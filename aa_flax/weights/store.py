@@ -43,6 +43,7 @@ def save_pretrained(
     directory: str | os.PathLike[str],
     *,
     preprocessing: Preprocessing | None = None,
+    test_preprocessing: Preprocessing | None = None,
     class_names: Sequence[str] | None = None,
     source: Mapping[str, Any] | None = None,
     license: str | None = None,
@@ -61,6 +62,7 @@ def save_pretrained(
         directory: the folder, made when missing; other files in it stay.
         preprocessing: how images are prepared for the network; None means what is known, else ImageNet's standard,
             which is for three channels only.
+        test_preprocessing: the same at the size where accuracy counts for more than speed, if there is one.
         class_names: one for each logit.
         source: where the weights come from, such as `file`, `url`, `sha256`; anything JSON can hold.
         license: of the weights.
@@ -79,6 +81,7 @@ def save_pretrained(
     spec, arrays = spec_of(model, "save_pretrained"), _arrays(model)
     given = {
         "preprocessing": preprocessing,
+        "test_preprocessing": test_preprocessing,
         "class_names": None if class_names is None else tuple(class_names),
         "source": None if source is None else dict(source),
         "license": license,
@@ -86,6 +89,9 @@ def save_pretrained(
     }
     given = {name: value for name, value in given.items() if value is not None}
     known = known_of(model, spec, arrays)
+    if preprocessing is not None:
+        # Another size, of the images that the network is for now.
+        known.pop("test_preprocessing", None)
     if source is not None and "parents" in known.get("source", {}):
         given["source"] = {"parents": known["source"]["parents"], **source}
     config = PretrainedConfig(spec=spec, **(known | given))
