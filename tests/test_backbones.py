@@ -28,6 +28,22 @@ def shapes(model: aa_flax.Network, method: str, size: int = 128, channels: int =
     return jax.tree.map(lambda a: a.shape, y)
 
 
+@pytest.mark.parametrize("suffix", ["_plain", "_lpf3"])
+@pytest.mark.parametrize(("name", "options"), [("resnet18", {"pool_only": False}), ("mobilenet_v2", {})])
+def test_a_stem_without_stride_halves_every_stride(name, options, suffix):
+    options = options if suffix == "_lpf3" else {}
+    model = abstract_model(name + suffix, num_classes=10, stem_stride=1, **options)
+    maps = shapes(model, "feature_pyramid", size=64)
+    assert [shape[1:] for shape in maps] == [
+        (64 // s, 64 // s, c) for s, c in zip((2, 4, 8, 16), CHANNELS[name], strict=True)
+    ]
+    assert model.spec.options == tuple(sorted({"stem_stride": 1, **options}.items()))
+    # Nothing is left for a blur at the stem, and weights go to the network with a stride and back.
+    assert getattr(model, "stem_blur", None) is None
+    other = abstract_model(name + suffix, num_classes=10)
+    assert nnx.to_flat_state(nnx.state(model)).paths == nnx.to_flat_state(nnx.state(other)).paths
+
+
 @pytest.mark.parametrize("name", sorted(CHANNELS))
 def test_the_pyramid_of_every_family(name):
     model = abstract_model(f"{name}_lpf4", num_classes=0, in_channels=1)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -11,7 +12,7 @@ from train.data import DataConfig
 from train.errors import CommandError
 from train.fit import command as fit
 from train.fit.config import LogConfig, NetworkConfig, TrainConfig
-from train.fit.feed import DeviceFeed
+from train.fit.feed import DeviceFeed, LoaderFeed
 from train.fit.presets import preset
 from train.fit.runlog import read_scores
 from train.fit.sweep import Sweep
@@ -50,6 +51,24 @@ def test_runs_of_a_sweep_are_those_of_fit_with_one_program(config, tmp_path):
     np.testing.assert_allclose(loss, np.mean(losses(tmp_path / "run")[3:]), rtol=1e-4)
     measured = sweep.program(config).measure(state.params, state.stats)
     assert measured == pytest.approx(read_scores(tmp_path / "run")[6], abs=1e-6)
+
+
+def test_the_loader_gives_a_sweep_the_same_runs_with_one_program(config):
+    sweep = Sweep()
+    made = []
+    state, loss = sweep.train(config, progress=made.append)
+    _, other = sweep.train(dataclasses.replace(config, seed=4))
+    assert loss != other
+    (feed,) = sweep._feeds.values()
+    assert isinstance(feed, LoaderFeed)
+    assert feed._step._cache_size() == 1
+    assert made == [1, 2, 3, 4]  # two of the six are in flight
+    ahead = dataclasses.replace(config, on_device=True)
+    sweep.compile(ahead)
+    kept, _ = sweep.train(ahead)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), state.params, kept.params)
+    (*_, feed) = sweep._feeds.values()
+    assert feed._steps._cache_size() == 1
 
 
 def test_runs_share_a_program_where_only_numbers_differ(config):

@@ -73,11 +73,11 @@ def build(model: nnx.Module | None = None, optim: OptimConfig = OPTIM, prepare=s
 
 def train(step, state: TrainState, placement: Placement, count: int = 4):
     """Losses of some updates, and the last state on the host."""
-    compiled = compile_step(step, placement.mesh)
+    compiled = compile_step(placement.mesh)
     state = placement.everywhere(state)
     losses = []
     for i in range(count):
-        state, metrics = compiled(state, placement.batch(data(seed=i)))
+        state, metrics = compiled(Partial(step), state, placement.batch(data(seed=i)))
         losses.append(float(metrics["loss"]))
     assert compiled._cache_size() == 1
     return losses, jax.device_get(state)
@@ -100,9 +100,9 @@ def test_eight_devices_make_the_update_of_one():
 def test_the_state_is_donated_and_stays_float32():
     step, state = build()
     placement = place(1)
-    compiled = compile_step(step, placement.mesh)
+    compiled = compile_step(placement.mesh)
     before = placement.everywhere(state)
-    after, _ = compiled(before, placement.batch(data()))
+    after, _ = compiled(Partial(step), before, placement.batch(data()))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
     assert {leaf.dtype for leaf in jax.tree.leaves((after.params, after.stats))} == {jnp.dtype("float32")}
 
@@ -120,8 +120,8 @@ def test_accumulation_averages_the_micro_batches():
 def test_accumulation_keeps_every_image_on_its_device():
     step, state = build(accumulate=2)
     placement = place(8)
-    compiled = compile_step(step, placement.mesh)
-    text = compiled.lower(placement.everywhere(state), placement.batch(data())).compile().as_text()
+    compiled = compile_step(placement.mesh)
+    text = compiled.lower(Partial(step), placement.everywhere(state), placement.batch(data())).compile().as_text()
     moved = [line for line in text.splitlines() if "all-gather" in line or "all-to-all" in line]
     images = [line for line in moved if f"{SIZE},{SIZE},3" in line]
     assert not images, images

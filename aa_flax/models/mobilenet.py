@@ -4,7 +4,7 @@ Sandler et al. 2018 (arXiv 1801.04381); anti-aliasing: Zhang 2019 (arXiv 1904.11
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import jax
 from flax import nnx
@@ -35,9 +35,12 @@ class MobileNetV2Config:
     Attributes:
         width_mult: factor on all widths. The plain network rounds them to multiples of 8 as torchvision does, the
             anti-aliased one cuts them off as the reference does, so that their sizes differ unless it is 1.
+        stem_stride: of the first convolution, which is never blurred; 1 for small images such as CIFAR's, which halves
+            the stride of every map.
     """
 
     width_mult: float = 1.0
+    stem_stride: Literal[1, 2] = 2
 
 
 CONFIGS = {"mobilenet_v2": MobileNetV2Config()}
@@ -113,7 +116,7 @@ class MobileNetV2(Network):
         channels = width(32 * config.width_mult)
         if width(16 * config.width_mult) < 1:
             raise ValueError(f"width_mult must leave at least one channel, got {config.width_mult}")
-        self.stem = ConvBN(in_channels, channels, 3, 2, build=build)
+        self.stem = ConvBN(in_channels, channels, 3, config.stem_stride, build=build)
         blocks = []
         for expansion, base, stride in block_rows():
             cout = width(base * config.width_mult)

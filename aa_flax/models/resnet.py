@@ -28,6 +28,7 @@ class ResNetConfig:
         groups: groups of the bottleneck's 3x3 convolution.
         width_per_group: channels of a group in the first stage.
         pool_only: False also anti-aliases the stem convolution (anti-aliased networks only).
+        stem_stride: of the stem convolution; 1 for small images such as CIFAR's, which halves the stride of every map.
         replace_stride_with_dilation: for stages 2, 3 and 4, keep the map's size and dilate instead
             (bottlenecks only).
         output_stride: 16 or 8 is another way to ask for dilation in the last stage, or the last two.
@@ -39,9 +40,15 @@ class ResNetConfig:
     groups: int = 1
     width_per_group: int = 64
     pool_only: bool = True
+    stem_stride: Literal[1, 2] = 2
     replace_stride_with_dilation: tuple[bool, bool, bool] = (False, False, False)
     output_stride: Literal[8, 16, 32] = 32
     zero_init_residual: bool = False
+
+    @property
+    def stem_blurred(self) -> bool:
+        """Whether a blur takes the stride of the stem convolution over."""
+        return self.stem_stride > 1 and not self.pool_only
 
 
 CONFIGS = {
@@ -158,8 +165,8 @@ class ResNet(Network):
         if not (config.pool_only or build.antialiased):
             raise ValueError("pool_only=False belongs to anti-aliased networks: the plain one has no blur")
         self.config, self.circular = config, build.circular
-        self.stem_blur = None if config.pool_only else build.blur(64)
-        self.conv1 = build.conv(in_channels, 64, 7, 2 if config.pool_only else 1)
+        self.stem_blur = build.blur(64) if config.stem_blurred else None
+        self.conv1 = build.conv(in_channels, 64, 7, 1 if config.stem_blurred else config.stem_stride)
         self.bn1 = build.bn(64)
         self.pool_blur = build.blur(64) if build.antialiased else None
         channels, dilation, dilated = 64, 1, dilated_stages(config)
@@ -211,7 +218,7 @@ class ResNet(Network):
 def torch_names(config: ResNetConfig) -> TorchNames:
     """PyTorch's names of a network."""
     before, last = ("conv1", "conv2") if config.block == "basic" else ("conv2", "conv3")
-    stem = ("maxpool.1",) if config.pool_only else ("maxpool.0", "maxpool.2")
+    stem = ("maxpool.0", "maxpool.2") if config.stem_blurred else ("maxpool.1",)
     blurs: dict[str, str] = dict.fromkeys(stem, "conv1")
     for stage, dilated in enumerate(dilated_stages(config), 2):
         if not dilated:

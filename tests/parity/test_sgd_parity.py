@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import AxisType
+from jax.tree_util import Partial
 
 from aa_flax.weights.mapping import convert_state_dict, to_torch_state_dict
 from tests.parity import oracles
@@ -66,11 +67,11 @@ def ours(model, optim: OptimConfig, accumulate: int):
     step = make_train_step(graphdef, optimizer, rate, lambda images, _: images.astype(jnp.float64) / 64 - 2, options)
     mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
     placement = Placement(mesh)
-    compiled = compile_step(step, placement.mesh)
+    compiled = compile_step(placement.mesh)
     state = placement.everywhere(initial_state(params, stats, optimizer))
     losses = []
     for batch in batches():
-        state, metrics = compiled(state, placement.batch(batch))
+        state, metrics = compiled(Partial(step), state, placement.batch(batch))
         losses.append(float(metrics["loss"]))
     assert compiled._cache_size() == 1
     return losses, state

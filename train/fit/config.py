@@ -39,6 +39,12 @@ class NetworkConfig:
     downsample: Annotated[str, _DOWNSAMPLE] = "blur"
     """What subsamples, see aa_flax.downsample."""
 
+    circular: bool = False
+    """Convolutions and pools see a map that goes on at its other side."""
+
+    stem_stride: Literal[1, 2] | None = None
+    """ResNet, MobileNetV2: stride of the first convolution; 1 for small images."""
+
     pool_only: bool | None = None
     """AlexNet, ResNet, DenseNet: leave the stem's strided convolution as it is."""
 

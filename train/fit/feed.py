@@ -53,18 +53,29 @@ class LoaderFeed:
     """Batches from the loader, sent to the devices while they compute.
 
     Args:
-        train_step: the update.
+        train_step: the update; may be `Partial(function, *arrays)`.
         dataset: where batches come from.
         placement: the devices.
         batch: images per update over all processes.
         seed: of the order and the crops.
         start_step: the first update's number.
+        like: the feed of an earlier run, to share its compiled program with where the update is a `Partial` of the same
+            function.
     """
 
     def __init__(
-        self, train_step: TrainStep, dataset: Dataset, placement: Placement, *, batch: int, seed: int, start_step: int
+        self,
+        train_step: TrainStep,
+        dataset: Dataset,
+        placement: Placement,
+        *,
+        batch: int,
+        seed: int,
+        start_step: int,
+        like: "LoaderFeed | None" = None,
     ):
-        self._step = compile_step(train_step, placement.mesh)
+        self._step = like._step if like else compile_step(placement.mesh)
+        self._train_step = _placed(train_step, placement)
         self._placement = placement
         self._batches = train_batches(
             dataset,
@@ -83,7 +94,7 @@ class LoaderFeed:
         # Outside the guard: what puts a process's share on its devices counts as an implicit transfer.
         batch = self._placement.batch(next(self._batches))
         with jax.transfer_guard("disallow"):
-            state, metrics = self._step(state, batch)
+            state, metrics = self._step(self._train_step, state, batch)
         return state, metrics, 1
 
     def unreadable(self) -> int:
@@ -130,7 +141,7 @@ class DeviceFeed:
         self._batch = batch
         self._data = like._data if like else placement.everywhere(_whole(dataset))
         self._steps = like._steps if like else compile_steps(placement.mesh, self._per_epoch)
-        self._train_step = placement.everywhere(train_step if isinstance(train_step, Partial) else Partial(train_step))
+        self._train_step = _placed(train_step, placement)
         self._order = TrainSteps(
             source=dataset.train,
             preprocessing=dataset.preprocessing,
@@ -187,7 +198,7 @@ def open_feed(
         dataset: its data.
         placement: the devices.
         start_step: the first update's number.
-        like: see `DeviceFeed`; another kind of feed has nothing to share.
+        like: see the feeds; another kind of feed has nothing to share.
 
     Raises:
         CommandError: the data set cannot be kept on the devices.
@@ -196,7 +207,12 @@ def open_feed(
     if config.on_device:
         shared = like if isinstance(like, DeviceFeed) else None
         return DeviceFeed(*parts, batch=config.batch, seed=config.seed, like=shared)
-    return LoaderFeed(*parts, batch=config.batch, seed=config.seed, start_step=start_step)
+    shared = like if isinstance(like, LoaderFeed) else None
+    return LoaderFeed(*parts, batch=config.batch, seed=config.seed, start_step=start_step, like=shared)
+
+
+def _placed(train_step: TrainStep, placement: Placement) -> Partial:
+    return placement.everywhere(train_step if isinstance(train_step, Partial) else Partial(train_step))
 
 
 def _whole(dataset: Dataset) -> dict[str, np.ndarray]:

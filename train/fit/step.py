@@ -198,11 +198,21 @@ def _averaged(state: TrainState, new: Tree, decay: float | None) -> Tree:
     return jax.tree.map(lambda old, value: old + weight * (value - old), state.ema, new)
 
 
-def compile_step(train_step: TrainStep, mesh: jax.sharding.Mesh) -> Any:
-    """Jits an update for a mesh: state replicated and donated, batch sharded over its first axis."""
+def compile_step(mesh: jax.sharding.Mesh) -> Any:
+    """Jits updates for a mesh: state replicated and donated, batch sharded over its first axis.
+
+    Returns:
+        A compiled `(train_step, state, batch) -> (state, metrics)`: `train_step` the update as
+        `Partial(function, *arrays)`, compiled once for each function.
+    """
     replicated = NamedSharding(mesh, PartitionSpec())
     sharded = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
-    return jax.jit(train_step, in_shardings=(replicated, sharded), out_shardings=replicated, donate_argnums=0)
+
+    def one(train_step: Partial, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        return train_step(state, batch)
+
+    shardings = (replicated, replicated, sharded)
+    return jax.jit(one, in_shardings=shardings, out_shardings=replicated, donate_argnums=1)
 
 
 def compile_steps(mesh: jax.sharding.Mesh, limit: int) -> Any:

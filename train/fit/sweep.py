@@ -107,17 +107,47 @@ class Sweep:
             self._programs[key] = Program(config, self._open_data(config.data))
         return self._programs[key]
 
-    def train(self, config: TrainConfig, start: TrainState | None = None) -> tuple[TrainState, float]:
+    def train(
+        self,
+        config: TrainConfig,
+        start: TrainState | None = None,
+        progress: Callable[[int], None] = lambda made: None,
+    ) -> tuple[TrainState, float]:
         """Makes a run.
 
         Args:
             config: the run.
             start: whose weights to start from, instead of the run's own.
+            progress: called with the updates that the devices have made so far, now and then; may raise to give up.
 
         Returns:
             The last state, and the mean loss of the last epoch.
         """
         program = self.program(config)
+        state, feed = self._begin(config, program, start)
+        step, losses, made = 0, [], 0
+        with closing(feed):
+            while step < program.per_epoch * config.epochs:
+                state, metrics, count = feed.advance(state, step, program.per_epoch)
+                step += count
+                losses.append(jnp.atleast_1d(metrics["loss"])[:count])
+                if len(losses) > IN_FLIGHT:
+                    ready = jax.block_until_ready(losses[-1 - IN_FLIGHT])
+                    made += len(ready)
+                    progress(made)
+        return state, float(jnp.concatenate(losses)[-program.per_epoch :].mean())
+
+    def compile(self, config: TrainConfig) -> None:
+        """Compiles the program of a run with its images on the devices, and makes no update.
+
+        Threads may compile several programs at a time once one call has come back, which has put the images there.
+        """
+        program = self.program(config)
+        state, feed = self._begin(config, program)
+        feed.advance(state, 0, 0)
+
+    def _begin(self, config: TrainConfig, program: Program, start: TrainState | None = None) -> tuple[TrainState, Feed]:
+        """The first state, and where its batches come from."""
         first = self._first_weights(config, program.dataset) if start is None else (start.params, start.stats)
         state = self._placement.everywhere(Update(config, program.per_epoch).start(*first))
         update = Partial(program.update, Numbers.of(config))
@@ -125,15 +155,7 @@ class Sweep:
         images = dataclasses.replace(config.data, augment="none"), config.batch
         feed = open_feed(config, update, program.dataset, self._placement, like=self._feeds.get(images))
         self._feeds[images] = feed
-        step, losses = 0, []
-        with closing(feed):
-            while step < program.per_epoch * config.epochs:
-                state, metrics, count = feed.advance(state, step, program.per_epoch)
-                step += count
-                losses.append(jnp.atleast_1d(metrics["loss"])[:count])
-                if len(losses) > IN_FLIGHT:
-                    jax.block_until_ready(losses[-1 - IN_FLIGHT])
-        return state, float(jnp.concatenate(losses)[-program.per_epoch :].mean())
+        return state, feed
 
     def _first_weights(self, config: TrainConfig, dataset: Dataset) -> tuple[Tree, Tree]:
         network = initial_network(config, dataset)
