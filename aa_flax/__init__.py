@@ -21,6 +21,7 @@ from aa_flax.hub import load_from_hub, push_to_hub
 from aa_flax.inference import fold_batchnorm
 from aa_flax.models import ModelSpec, Network, create_model, list_models, register
 from aa_flax.platforms import traced_for
+from aa_flax.preprocessing import preprocess
 from aa_flax.surgery import StridedOperation, SurgeryReport, antialias, find_strided
 from aa_flax.upsample import BlurUpsample, blur_upsample
 from aa_flax.weights import (
@@ -34,6 +35,7 @@ from aa_flax.weights import (
     save_pretrained,
     to_torch_state_dict,
 )
+from aa_flax.weights.class_names import class_names
 
 if not TYPE_CHECKING:  # so that type checkers point at the names of earlier versions too
 
@@ -65,6 +67,7 @@ __all__ = [
     "antialias",
     "blur_pool",
     "blur_upsample",
+    "class_names",
     "consistency",
     "convert_state_dict",
     "create_model",
@@ -78,6 +81,7 @@ __all__ = [
     "load_pretrained",
     "nn",
     "plain_pooling",
+    "preprocess",
     "push_to_hub",
     "read_config",
     "read_torch_checkpoint",

@@ -15,13 +15,13 @@ from flax import nnx
 
 from aa_flax.consistency import create_protocol
 from aa_flax.consistency.views import Normalise
+from aa_flax.preprocessing.geometry import evaluation_crop
 from benchmarks import measure, peers
 from benchmarks.measure import Case
 from benchmarks.networks import Variant
 from benchmarks.options import Common
 from benchmarks.report import Report
 from train.data import ImageFolder
-from train.data.transforms import evaluation_crop
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from aa_flax.preprocessing import pixels
+from aa_flax.preprocessing.pixels import UnreadableImageError
 from train.data import decode
-from train.data.decode import UnreadableImageError, decode_rgb, read_rgb, simplejpeg_matches_pillow
+from train.data.decode import decode_rgb, read_rgb, simplejpeg_matches_pillow
 
 
 def photo(height: int = 45, width: int = 61, seed: int = 0) -> Image.Image:
@@ -204,7 +206,7 @@ def test_damage_never_raises_anything_else(data):
 
 
 def test_an_image_larger_than_the_bound_is_unreadable(monkeypatch):
-    monkeypatch.setattr(decode, "MAX_PIXELS", 45 * 61 - 1)
+    monkeypatch.setattr(pixels, "MAX_PIXELS", 45 * 61 - 1)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", (45 * 61 - 1) // 2)
     with pytest.raises(UnreadableImageError, match="decompression bomb"):
         decode_rgb(encoded(photo()))
@@ -231,7 +233,7 @@ def sparse(path: Path, size: int, head: bytes = b"") -> Path:
 
 
 def test_a_file_larger_than_any_picture_is_not_read(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(decode, "_decode_with_pillow", lambda file: pytest.fail("was read"))
+    monkeypatch.setattr(pixels, "decode", lambda file: pytest.fail("was read"))
     with pytest.raises(UnreadableImageError, match=r"a file of 50,000,000,000 bytes is larger than any picture"):
         read_rgb(sparse(tmp_path / "huge.jpg", 50_000_000_000))
 

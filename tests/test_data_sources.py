@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from aa_flax.preprocessing.pixels import UnreadableImageError
+from aa_flax.weights.class_names import imagenet_index, imagenet_wnids
 from train.data import ArraySource, DataConfig, ImageFolder, open_dataset
 from train.data.balance import remarks
 from train.data.cache import ArrayCache
 from train.data.cifar import CLASSES, open_cifar10
-from train.data.decode import UnreadableImageError
 from train.data.prepare import Config, run
 from train.data.tfds import open_builder, open_tfds
-from train.data.wnids import imagenet_index, imagenet_wnids
 from train.errors import CommandError
 
 

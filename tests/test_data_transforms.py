@@ -8,16 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from train.data.decode import UnreadableImageError
-from train.data.transforms import (
-    FILTERS,
-    Box,
-    centre_offset,
-    crop_and_resize,
-    evaluation_crop,
-    random_resized_box,
-    resized_shape,
-)
+from aa_flax.preprocessing.geometry import centre_offset, evaluation_crop, resized_shape
+from aa_flax.preprocessing.pixels import UnreadableImageError
+from train.data.transforms import Box, crop_and_resize, random_resized_box
 
 
 def noise(height: int, width: int) -> np.ndarray:
@@ -32,7 +25,7 @@ def pillow_evaluation(pixels: np.ndarray, resize: int, crop: int, kind: str = "b
         size = (resize, int(resize * height / width))
     else:
         size = (int(resize * width / height), resize)
-    image = image.resize(size, FILTERS[kind])
+    image = image.resize(size, Image.Resampling[kind.upper()])
     left, top = (int(round((side - crop) / 2.0)) for side in image.size)  # noqa: RUF046
     return np.asarray(image.crop((left, top, left + crop, top + crop)))
 

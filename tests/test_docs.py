@@ -6,8 +6,10 @@ import types
 from pathlib import Path
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 from markdown_it import MarkdownIt
+from PIL import Image
 
 from aa_flax.consistency import PROTOCOLS
 from aa_flax.downsample import METHODS
@@ -48,8 +50,11 @@ def run(page):
 @patch.dict(OPENERS)
 @patch.dict(COMMANDS)
 def test_the_blocks_of_a_page_run(page, tmp_path, monkeypatch):
-    """Rows that a page adds to tables are gone after it."""
+    """In a folder with the trained networks and a photo; rows that a page adds to tables are gone after it."""
     monkeypatch.chdir(tmp_path)
+    Path("weights").symlink_to(ROOT / "weights")
+    colours = np.random.default_rng(0).integers(0, 256, (3, 4, 3), dtype=np.uint8)
+    Image.fromarray(colours).resize((64, 48)).save("photo.jpg")
     monkeypatch.setenv("MPLBACKEND", "Agg")
     run(page)
 

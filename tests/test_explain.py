@@ -14,10 +14,9 @@ from jax.tree_util import Partial
 from PIL import Image
 
 import aa_flax
+from aa_flax.weights.class_names import imagenet_names, imagenet_wnids, readable_names
 from aa_flax.weights.store import Preprocessing
 from train.__main__ import main
-from train.data.class_names import imagenet_names, readable_names
-from train.data.wnids import imagenet_wnids
 from train.errors import CommandError
 from train.explain import pictures
 from train.explain.shift_views import Photo, View, choose_classes, look, read_photo

@@ -12,9 +12,9 @@ from PIL import Image
 import aa_flax
 from aa_flax.weights import catalog
 from aa_flax.weights.catalog import DownloadError
+from aa_flax.weights.class_names import imagenet_wnids
 from aa_flax.weights.store import Preprocessing
 from train.__main__ import main
-from train.data.wnids import imagenet_wnids
 from train.errors import CommandError
 from train.reproduce import measuring, published_weights
 from train.reproduce.rows import choose, published_rows

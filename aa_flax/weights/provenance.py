@@ -29,6 +29,33 @@ class Provenance:
         return self.digest
 
 
+def known_config(model_or_config: Any, function: str) -> PretrainedConfig:
+    """What is known of a network's weights.
+
+    Args:
+        model_or_config: a network, or this itself.
+        function: who asks, for the error.
+
+    Raises:
+        TypeError: it is neither.
+        ValueError: nothing is known: the network was not loaded.
+    """
+    if isinstance(model_or_config, PretrainedConfig):
+        return model_or_config
+    if not isinstance(model_or_config, nnx.Module):
+        raise TypeError(
+            f"{function} needs a network or what its config.json says (aa_flax.read_config), "
+            f"got {type(model_or_config).__name__}"
+        )
+    known = getattr(model_or_config, "provenance", None)
+    if not isinstance(known, Provenance):
+        raise ValueError(
+            f"{function}: nothing is known of this {type(model_or_config).__name__}, which aa_flax.load_pretrained has "
+            "not loaded: give an aa_flax.PretrainedConfig in its place"
+        )
+    return known.config
+
+
 def digest(arrays: Mapping[str, np.ndarray]) -> int:
     """A check sum of weights, names and types included."""
     value = 0

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from aa_flax.preprocessing.geometry import evaluation_crop
 from tests.parity.oracles import torchvision
 from train.data import ImageFolder
-from train.data.transforms import Box, crop_and_resize, evaluation_crop
+from train.data.transforms import Box, crop_and_resize
 
 
 @pytest.fixture(scope="module")

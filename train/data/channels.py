@@ -7,12 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from aa_flax.consistency import Normalise
+from aa_flax.preprocessing import geometry
 from aa_flax.weights.config import Preprocessing
 from aa_flax.weights.input_channels import channel_statistics
 from train.data.datasets import Dataset
-
-# Of 65536: Pillow's integers for the luma of ITU-R 601, 0.299 R + 0.587 G + 0.114 B.
-LUMA = (19595, 38470, 7471)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +35,8 @@ def network_input(preprocessing: Preprocessing) -> Callable[[jax.Array], jax.Arr
 def grey(images: jax.Array) -> jax.Array:
     """RGB pixels (..., 3) to grey ones (..., 1) of the same dtype, whole numbers as Pillow's mode L has them."""
     if jnp.issubdtype(images.dtype, jnp.integer):
-        red, green, blue = (images[..., i : i + 1].astype(jnp.int32) * weight for i, weight in enumerate(LUMA))
-        return ((red + green + blue + 2**15) >> 16).astype(images.dtype)
-    weights = jnp.asarray(LUMA, images.dtype) / 2**16
+        return geometry.grey(images)
+    weights = jnp.asarray(geometry.LUMA, images.dtype) / 2**16
     return (images * weights).sum(-1, keepdims=True)
 
 

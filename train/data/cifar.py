@@ -11,9 +11,10 @@ import numpy as np
 from rich.progress import track
 
 from aa_flax.files import file_sha256
+from aa_flax.preprocessing.pixels import UnreadableImageError
 from train.console import open_console
 from train.data.cache import ArrayCache
-from train.data.decode import UnreadableImageError, decode_rgb
+from train.data.decode import decode_rgb
 from train.data.sources import ArraySource
 from train.errors import CommandError
 

@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 
-from train.data.decode import UnreadableImageError
+from aa_flax.preprocessing.pixels import UnreadableImageError
 from train.data.sources import Source
 
 # Images whose pixels are compared; of all others only the names and labels are.

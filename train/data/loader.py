@@ -16,9 +16,9 @@ import grain
 import grain.experimental
 import numpy as np
 
+from aa_flax.preprocessing.pixels import UnreadableImageError
 from aa_flax.weights.config import Preprocessing
 from train.data.datasets import Dataset
-from train.data.decode import UnreadableImageError
 from train.data.sources import Source
 from train.data.steps import Batch, TrainSteps, ValSteps
 from train.data.workers import begin_worker, let_workers_start

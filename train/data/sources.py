@@ -8,9 +8,9 @@ from typing import Protocol
 
 import numpy as np
 
+from aa_flax.weights.class_names import imagenet_index, imagenet_wnids
 from aa_flax.weights.config import PretrainedConfig
 from train.data.decode import decode_rgb, read_rgb
-from train.data.wnids import imagenet_index, imagenet_wnids
 from train.errors import CommandError
 
 log = logging.getLogger(__name__)

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from aa_flax.preprocessing.geometry import evaluation_crop
+from aa_flax.preprocessing.pixels import UnreadableImageError
 from aa_flax.weights.config import Preprocessing
 from train.data.datasets import Augmentation
-from train.data.decode import UnreadableImageError
 from train.data.sources import ArraySource, Source
-from train.data.transforms import crop_and_resize, evaluation_crop, random_resized_box
+from train.data.transforms import crop_and_resize, random_resized_box
 from train.errors import CommandError
 
 Batch = dict[str, np.ndarray]

@@ -15,8 +15,8 @@ import jax
 from rich.table import Table
 
 from aa_flax.files import write_atomically
+from aa_flax.weights.class_names import readable_names
 from train.console import open_console, progress
-from train.data.class_names import readable_names
 from train.errors import CommandError
 from train.explain import pictures
 from train.explain.shift_views import Photo, View, choose_classes, look, read_photo

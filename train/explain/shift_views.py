@@ -11,11 +11,12 @@ import numpy as np
 from jax.tree_util import Partial
 
 from aa_flax.consistency.views import Window
+from aa_flax.preprocessing.geometry import evaluation_crop
+from aa_flax.preprocessing.pixels import UnreadableImageError
 from aa_flax.weights.store import Preprocessing
 from train.data.channels import network_input
 from train.data.datasets import reflect_margin
-from train.data.decode import UnreadableImageError, read_rgb
-from train.data.transforms import evaluation_crop
+from train.data.decode import read_rgb
 from train.errors import CommandError
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import tyro
 
 from aa_flax.printable import printable
+from aa_flax.weights.class_names import imagenet_wnids
 from aa_flax.weights.store import save_pretrained
-from train.data.wnids import imagenet_wnids
 from train.errors import CommandError
 from train.fit.checkpoint import quiet_storage_library
 from train.fit.licences import licence_of
