@@ -151,7 +151,8 @@ def test_writes_the_pictures(networks, picture, tmp_path, capsys):
     compare = ["--compare", "resnet18_lpf3", str(networks["resnet18_lpf3"])]
     assert run(networks, picture, tmp_path / "new/out[/y]", *compare, "--milliseconds", "60", "--classes", "3") == 0
     output = tmp_path / "new/out[/y]"
-    assert {path.name for path in output.iterdir()} == {"probabilities.png", "shifts.png", "shift.gif", "explain.json"}
+    pictures = {"probabilities.png", "shifts.png", "shift.gif"}
+    assert {path.name for path in output.iterdir()} == pictures | {"explain.json", "explain.html"}
     for name in ("probabilities.png", "shifts.png"):
         with Image.open(output / name) as image:
             image.load()
@@ -170,6 +171,10 @@ def test_writes_the_pictures(networks, picture, tmp_path, capsys):
     counts = Counter(np.ravel(record["networks"][0]["predictions"]).tolist())
     assert sum(counts.values()) == 16
     assert set(record["classes"].values()) <= set(NAMES)
+    page = (output / "explain.html").read_text(encoding="utf-8")
+    data = json.loads(page.split('<script type="application/json" id="data">')[1].split("</script>")[0])
+    assert data["milliseconds"] == 60
+    assert record.items() <= data["photos"][0].items()
     printed = capsys.readouterr().out
     top = counts.most_common(1)[0]
     assert f"{NAMES[top[0]]} {100 * top[1] / 16:.1f} %" in printed
@@ -179,6 +184,16 @@ def test_writes_the_pictures(networks, picture, tmp_path, capsys):
 def frame(film: Image.Image, number: int) -> Image.Image:
     film.seek(number)
     return film.convert("RGB")
+
+
+def test_no_more_than_four_networks(networks, picture, tmp_path, capsys):
+    other = ["--compare", "resnet18_lpf3", str(networks["resnet18_lpf3"])]
+    assert run(networks, picture, tmp_path / "out", *other, *other, *other) == 0
+    record = json.loads((tmp_path / "out/explain.json").read_text())
+    assert [network["model"] for network in record["networks"]] == ["resnet18_plain", *3 * ["resnet18_lpf3"]]
+    assert run(networks, picture, tmp_path / "none", *4 * other) == 2
+    assert "error: --compare is given 4 times; at most 3 fit beside" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 def test_one_network_alone(networks, picture, tmp_path):

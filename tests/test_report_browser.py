@@ -1,8 +1,6 @@
 """The HTML report in a real browser: no message on its console, readable in light and dark."""
 
 import dataclasses
-import os
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -17,17 +15,6 @@ from train.reproduce.report import Conditions
 from train.reproduce.rows import Measured, Row, published_rows
 
 pytestmark = pytest.mark.browser
-
-
-@pytest.fixture(scope="module")
-def chromium() -> str:
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        if path := shutil.which(name):
-            return path
-    message = "no chromium; on Debian: apt-get install chromium"
-    if os.environ.get("CI") == "true" and shutil.which("apt-get"):
-        pytest.fail(message)
-    pytest.skip(message)
 
 
 def open_page(chromium: str, page: Path, screenshot: Path, *, dark: bool = False, width: int = 1100) -> str:

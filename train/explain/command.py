@@ -1,8 +1,9 @@
-"""`python -m train explain`: what a network says of one photo as it shifts, in three pictures.
+"""`python -m train explain`: what a network says of one photo as it shifts, in pictures and to be tried by hand.
 
 `probabilities.png` has the probability of the top classes along the diagonal, `shifts.png` the
-prediction at every shift, and `shift.gif` moves the photo through both. A second network may stand
-beside the first, as the plain one beside the anti-aliased one in the paper's figures.
+prediction at every shift, and `shift.gif` moves the photo through both; in `explain.html` one moves
+it oneself. Others may stand beside the first network, as the anti-aliased one beside the plain one
+in the paper's figures.
 """
 
 import json
@@ -10,8 +11,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import jax
+import tyro
 from rich.table import Table
 
 from aa_flax.files import write_atomically
@@ -19,10 +22,13 @@ from aa_flax.weights.class_names import readable_names
 from train.console import open_console, progress
 from train.errors import CommandError
 from train.explain import pictures
+from train.explain.interactive import Explained, interactive_page
+from train.explain.record import describe
 from train.explain.shift_views import Photo, View, choose_classes, look, read_photo
 from train.networks import OpenedNetwork, as_function, open_network
 
-FILES = ("probabilities.png", "shifts.png", "shift.gif", "explain.json")
+FILES = ("probabilities.png", "shifts.png", "shift.gif", "explain.json", "explain.html")
+MOST_NETWORKS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +43,10 @@ class Config:
     image: Path
     """The photo."""
     output: Path
-    """Where the pictures go: probabilities.png, shifts.png, shift.gif and explain.json."""
-    compare: tuple[str, Path] | None = None
-    """A second network and its weights, shown beside the first."""
+    """Where the pictures go: probabilities.png, shifts.png, shift.gif, explain.json and explain.html, a page on which
+    the photo is moved by hand."""
+    compare: Annotated[tuple[tuple[str, Path], ...], tyro.conf.UseAppendAction] = ()
+    """Another network and its weights, shown beside the first; may be given up to three times."""
     classes: int = 4
     """How many classes are drawn, from 1 to 6."""
     batch: int = 32
@@ -53,15 +60,17 @@ class Config:
             value = getattr(self, name)
             if not least <= value <= most:
                 raise CommandError(f"--{name} is {value}; it must be from {least} to {most}")
+        if len(self.compare) >= MOST_NETWORKS:
+            raise CommandError(f"--compare is given {len(self.compare)} times; at most {MOST_NETWORKS - 1} fit beside")
 
 
 def run(config: Config) -> int:
-    """Writes the pictures, prints a summary and returns 0.
+    """Writes the pictures and the page, prints a summary and returns 0.
 
     Raises:
         CommandError: weights or a photo that cannot be used, networks that do not compare.
     """
-    wanted = [(config.model, config.weights), *([config.compare] if config.compare else [])]
+    wanted = [(config.model, config.weights), *config.compare]
     networks = [open_network(path, spec) for spec, path in wanted]
     names = _shared_names(networks)
     preprocessing = networks[0].config.preprocessing
@@ -85,9 +94,8 @@ def run(config: Config) -> int:
                     progress=lambda count, task=task: bars.advance(task, count),
                 )
             )
-        shown = {index: names[index] for index in choose_classes(views, config.classes)}
         task = bars.add_task("drawing", total=photo.last + 3)
-        _write(config, views, shown, photo, lambda: bars.advance(task))
+        _write(config, views, names, photo, lambda: bars.advance(task))
     _summarise(views, names, config.output)
     return 0
 
@@ -105,39 +113,23 @@ def _shared_names(networks: Sequence[OpenedNetwork]) -> tuple[str, ...]:
     return names
 
 
-def _write(
-    config: Config, views: Sequence[View], shown: dict[int, str], photo: Photo, step: Callable[[], None]
-) -> None:
+def _write(config: Config, views: Sequence[View], names: Sequence[str], photo: Photo, step: Callable[[], None]) -> None:
+    shown = {index: names[index] for index in choose_classes(views, config.classes)}
     curves = pictures.probabilities(views, shown)
     step()
     maps = pictures.shift_maps(views, shown)
     step()
     film = pictures.animation(views, shown, photo, milliseconds=config.milliseconds, step=step)
-    contents = (curves, maps, film, _record(config, views, shown).encode())
+    record = describe(str(config.image), views, list(shown), names)
+    page = interactive_page(
+        f"{config.image.name}, moved pixel by pixel", [Explained(photo, record)], milliseconds=config.milliseconds
+    )
+    contents = (curves, maps, film, json.dumps(record, separators=(",", ":")).encode() + b"\n", page.encode())
     try:
         for name, content in zip(FILES, contents, strict=True):
             write_atomically(config.output / name, content)
     except OSError as error:
         raise CommandError(f"--output {config.output}: {error.strerror}: {error.filename}") from error
-
-
-def _record(config: Config, views: Sequence[View], shown: dict[int, str]) -> str:
-    """The numbers behind the pictures."""
-    content = {
-        "image": str(config.image),
-        "classes": {str(index): name for index, name in shown.items()},
-        "networks": [
-            {
-                "model": view.name,
-                "consistency": view.consistency,
-                "flips_on_diagonal": view.flips,
-                "predictions": view.predictions.tolist(),
-                "diagonal": {str(i): [round(float(p), 6) for p in view.diagonal[:, i]] for i in shown},
-            }
-            for view in views
-        ],
-    }
-    return json.dumps(content, indent=1) + "\n"
 
 
 def _summarise(views: Sequence[View], names: Sequence[str], output: Path) -> None:

@@ -152,7 +152,7 @@ def _patches(views: Sequence[View], shown: Shown) -> list[tuple[Patch, float]]:
 
 def _shares_title(views: Sequence[View]) -> str:
     """What the percentages in the keys of `_patches` are."""
-    return "predicted class (share of all shifts" + (", left | right)" if len(views) > 1 else ")")
+    return "predicted class (share of all shifts" + (", left to right)" if len(views) > 1 else ")")
 
 
 def _answer(view: View, offset: int, shown: Shown) -> str:
