@@ -442,7 +442,7 @@ def test_a_network_with_filters_of_its_own_is_saved_and_loaded(tmp_path):
 
 
 def test_misuse_of_the_networks_options():
-    with pytest.raises(ValueError, match="downsample must be one of blur, aps, ddac, ideal, got 'wavelet'"):
+    with pytest.raises(ValueError, match="downsample must be one of blur, aps, ddac, ideal, asap, got 'wavelet'"):
         abstract_model("resnet18", downsample="wavelet")
     with pytest.raises(ValueError, match="'resnet18_plain' has no blur for downsample='aps'"):
         abstract_model("resnet18_plain", downsample="aps")

@@ -8,7 +8,7 @@ files and the trainer know as `downsample`.
 from aa_flax.downsample.base import Downsample, Site
 from aa_flax.downsample.blur import BlurPool, BlurPool1D, BlurPool2D, BlurPool3D, blur_layer
 from aa_flax.downsample.content_adaptive import ContentAdaptiveBlur
-from aa_flax.downsample.ideal import IdealLowPass, ideal_matrix
+from aa_flax.downsample.ideal import HammingLowPass, IdealLowPass, ideal_matrix
 from aa_flax.downsample.polyphase import AdaptivePolyphase
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "BlurPool3D",
     "ContentAdaptiveBlur",
     "Downsample",
+    "HammingLowPass",
     "IdealLowPass",
     "Site",
     "blur_layer",
@@ -32,4 +33,5 @@ METHODS: dict[str, type[Downsample]] = {
     "aps": AdaptivePolyphase,
     "ddac": ContentAdaptiveBlur,
     "ideal": IdealLowPass,
+    "asap": HammingLowPass,
 }

@@ -48,10 +48,12 @@ class Downsample(nnx.Module):
     Attributes:
         title: the method in a few words, for model cards.
         has_parameters: whether layers can only be made where channels and `rngs` are known.
+        alias_free: whether nothing folds over, so that shifts by any fraction of a sample commute with the layer.
     """
 
     title: ClassVar[str] = "a method of its own"
     has_parameters: ClassVar[bool] = False
+    alias_free: ClassVar[bool] = False
 
     @classmethod
     def at(cls, site: Site) -> "Downsample":

@@ -1,17 +1,25 @@
 """What the families are built from: torch-compatible layers and the builder that makes them."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Self
 
 import jax
 from flax import nnx
 from jax.nn.initializers import zeros
 
+from aa_flax.alias_free import AliasFreeActivation, AliasFreeNorm
 from aa_flax.downsample import METHODS, Downsample, Site
 from aa_flax.models.batch_norm import BatchNorm, FrozenBatchNorm
 from aa_flax.models.convolutions import dense_conv, depthwise_conv
 from aa_flax.models.initialisers import Initialiser, he_fan_out, torch_default, torch_default_bias
+
+Layer = Callable[[jax.Array], jax.Array]
+
+
+def relu(x: jax.Array) -> jax.Array:
+    """`jax.nn.relu` under a name by which pickles find it."""
+    return jax.nn.relu(x)
 
 
 class Stack(nnx.Module):
@@ -52,6 +60,8 @@ class Builder:
         pad_type: padding of every blur.
         downsample: what subsamples, a name of `aa_flax.downsample.METHODS`.
         circular: pad convolutions and pools circularly instead of with zeros.
+        activation: `relu`, or `alias_free`.
+        norm: `batch`, or `alias_free`.
         frozen_bn: normalise by running statistics in every mode and train no scale or bias.
         dtype: dtype the layers compute and answer in.
         param_dtype: dtype of the parameters.
@@ -63,6 +73,8 @@ class Builder:
     pad_type: str
     downsample: str = "blur"
     circular: bool = False
+    activation: str = "relu"
+    norm: str = "batch"
     frozen_bn: bool = False
     dtype: jax.typing.DTypeLike
     param_dtype: jax.typing.DTypeLike
@@ -72,6 +84,32 @@ class Builder:
     @property
     def antialiased(self) -> bool:
         return self.filter_size is not None
+
+    @property
+    def alias_free(self) -> bool:
+        """Whether every shift is to commute with the network."""
+        return self.activation == "alias_free"
+
+    def choose(self, *, activation: str, norm: str) -> Self:
+        """The builder with these layers; one that is alias-free pads circularly, for its maps are periodic.
+
+        Raises:
+            ValueError: for an alias-free activation where the layers around it fold frequencies over all the same, or
+                frozen batch normalisation where there is none.
+        """
+        chosen = dataclasses.replace(self, activation=activation, norm=norm)
+        if norm != "batch" and self.frozen_bn:
+            raise ValueError(f"norm={norm!r} has no running statistics that frozen_bn=True could keep")
+        if not chosen.alias_free:
+            return chosen
+        exact = [name for name, method in METHODS.items() if method.alias_free]
+        if not (self.antialiased and self.downsample in exact):
+            found = f"downsample={self.downsample!r}" if self.antialiased else "in the plain network"
+            raise ValueError(
+                "activation='alias_free' is for a network that aliases nowhere: it goes with "
+                f"downsample={' or '.join(map(repr, exact))}, not {found}"
+            )
+        return dataclasses.replace(chosen, circular=True)
 
     def blur(self, channels: int) -> Downsample:
         """What halves a map of so many channels."""
@@ -122,9 +160,18 @@ class Builder:
             rngs=self.rngs,
         )
 
-    def bn(self, channels: int) -> BatchNorm:
+    def bn(self, channels: int) -> BatchNorm | AliasFreeNorm:
+        """The normalisation of a map of so many channels."""
+        if self.norm == "alias_free":
+            return AliasFreeNorm(channels, dtype=self.dtype, param_dtype=self.param_dtype)
         norm = FrozenBatchNorm if self.frozen_bn else BatchNorm
         return norm(channels, dtype=self.dtype, param_dtype=self.param_dtype, rngs=self.rngs)
+
+    def act(self, channels: int) -> Layer:
+        """The activation of a map of so many channels."""
+        if self.alias_free:
+            return AliasFreeActivation(channels, dtype=self.dtype, param_dtype=self.param_dtype)
+        return relu
 
     def linear(
         self,

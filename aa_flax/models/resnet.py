@@ -1,7 +1,7 @@
-"""ResNet, ResNeXt and Wide ResNet, plain (torchvision's) and anti-aliased.
+"""ResNet, ResNeXt and Wide ResNet, plain (torchvision's), anti-aliased and alias-free.
 
 He et al. 2015 (arXiv 1512.03385), Xie et al. 2016 (arXiv 1611.05431), Zagoruyko and Komodakis 2016 (arXiv
-1605.07146); anti-aliasing: Zhang 2019 (arXiv 1904.11486), section 4.
+1605.07146); anti-aliasing: Zhang 2019 (arXiv 1904.11486), section 4; alias-free: `aa_flax.alias_free`.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from aa_flax.alias_free import band_limited
 from aa_flax.models.base import Network
 from aa_flax.models.family import Family, TorchNames
 from aa_flax.models.layers import Builder, Stack
@@ -27,12 +28,14 @@ class ResNetConfig:
         block: `basic` (two 3x3) or `bottleneck` (1x1, 3x3, 1x1 with four times the width).
         groups: groups of the bottleneck's 3x3 convolution.
         width_per_group: channels of a group in the first stage.
-        pool_only: False also anti-aliases the stem convolution (anti-aliased networks only).
+        pool_only: False also anti-aliases the stem convolution (anti-aliased networks only; alias-free ones always do).
         stem_stride: of the stem convolution; 1 for small images such as CIFAR's, which halves the stride of every map.
-        replace_stride_with_dilation: for stages 2, 3 and 4, keep the map's size and dilate instead
-            (bottlenecks only).
-        output_stride: 16 or 8 is another way to ask for dilation in the last stage, or the last two.
+        replace_stride_with_dilation: for stages 2, 3 and 4, keep the map's size and dilate instead (bottlenecks only).
+        output_stride: 16 or 8 dilate the last stage, or the last two.
         zero_init_residual: start each block as the identity, with the scale of its last BN at zero.
+        activation: `alias_free` for a network that every shift commutes with, by any fraction of a pixel: filtered
+            parabolas, circular padding, no maximum, and `downsample="ideal"` (or `asap`), which has to be given.
+        norm: `alias_free` normalises each image by itself. Shifts commute with batch normalisation as well.
     """
 
     depths: tuple[int, int, int, int]
@@ -44,11 +47,13 @@ class ResNetConfig:
     replace_stride_with_dilation: tuple[bool, bool, bool] = (False, False, False)
     output_stride: Literal[8, 16, 32] = 32
     zero_init_residual: bool = False
+    activation: Literal["relu", "alias_free"] = "relu"
+    norm: Literal["batch", "alias_free"] = "batch"
 
     @property
     def stem_blurred(self) -> bool:
         """Whether a blur takes the stride of the stem convolution over."""
-        return self.stem_stride > 1 and not self.pool_only
+        return self.stem_stride > 1 and not (self.pool_only and self.activation == "relu")
 
 
 CONFIGS = {
@@ -94,16 +99,16 @@ class BasicBlock(nnx.Module):
         self.blur = build.blur(planes) if build.antialiased and stride > 1 else None
         self.conv1, self.bn1 = build.conv(cin, planes, 3, 1 if build.antialiased else stride), build.bn(planes)
         self.conv2, self.bn2 = build.conv(planes, planes, 3), build.bn(planes)
-        shortcut = stride != 1 or cin != planes
-        self.downsample = Shortcut(cin, planes, stride, build=build) if shortcut else None
+        self.act1, self.act2 = build.act(planes), build.act(planes)
+        self.downsample = Shortcut(cin, planes, stride, build=build) if stride != 1 or cin != planes else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = jax.nn.relu(self.bn1(self.conv1(x)))
+        y = self.act1(self.bn1(self.conv1(x)))
         if self.downsample is not None:
             x = self.downsample(x, like=y)
         if self.blur is not None:
             y = self.blur(y)
-        return jax.nn.relu(self.bn2(self.conv2(y)) + x)
+        return self.act2(self.bn2(self.conv2(y)) + x)
 
 
 class Bottleneck(nnx.Module):
@@ -120,17 +125,17 @@ class Bottleneck(nnx.Module):
         )
         self.bn2 = build.bn(width)
         self.conv3, self.bn3 = build.conv(width, cout, 1), build.bn(cout)
-        shortcut = stride != 1 or cin != cout
-        self.downsample = Shortcut(cin, cout, stride, build=build) if shortcut else None
+        self.act1, self.act2, self.act3 = build.act(width), build.act(width), build.act(cout)
+        self.downsample = Shortcut(cin, cout, stride, build=build) if stride != 1 or cin != cout else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = jax.nn.relu(self.bn1(self.conv1(x)))
-        y = jax.nn.relu(self.bn2(self.conv2(y)))
+        y = self.act1(self.bn1(self.conv1(x)))
+        y = self.act2(self.bn2(self.conv2(y)))
         if self.downsample is not None:
             x = self.downsample(x, like=y)
         if self.blur is not None:
             y = self.blur(y)
-        return jax.nn.relu(self.bn3(self.conv3(y)) + x)
+        return self.act3(self.bn3(self.conv3(y)) + x)
 
 
 def dilated_stages(config: ResNetConfig) -> tuple[bool, bool, bool]:
@@ -164,10 +169,11 @@ class ResNet(Network):
     def __init__(self, config: ResNetConfig, *, num_classes: int, in_channels: int, build: Builder):
         if not (config.pool_only or build.antialiased):
             raise ValueError("pool_only=False belongs to anti-aliased networks: the plain one has no blur")
-        self.config, self.circular = config, build.circular
+        build = build.choose(activation=config.activation, norm=config.norm)
+        self.config, self.circular, self.alias_free = config, build.circular, build.alias_free
         self.stem_blur = build.blur(64) if config.stem_blurred else None
         self.conv1 = build.conv(in_channels, 64, 7, 1 if config.stem_blurred else config.stem_stride)
-        self.bn1 = build.bn(64)
+        self.bn1, self.act1 = build.bn(64), build.act(64)
         self.pool_blur = build.blur(64) if build.antialiased else None
         channels, dilation, dilated = 64, 1, dilated_stages(config)
         for stage, depth in enumerate(config.depths):
@@ -188,25 +194,29 @@ class ResNet(Network):
             self._zero_last_scales()
 
     def _zero_last_scales(self) -> None:
-        for stage in self._stages():
-            for block in stage:
-                last = block.bn2 if isinstance(block, BasicBlock) else block.bn3
-                assert last.scale is not None
-                last.scale[...] = jnp.zeros_like(last.scale[...])
+        for block in (block for stage in self._stages() for block in stage):
+            last = block.bn2 if isinstance(block, BasicBlock) else block.bn3
+            assert last.scale is not None
+            last.scale[...] = jnp.zeros_like(last.scale[...])
 
     def _stages(self) -> list[Stack]:
         return [getattr(self, f"layer{i + 1}") for i in range(len(self.config.depths))]
 
     def _pyramid(self, x: jax.Array, rngs: nnx.Rngs | None) -> tuple[jax.Array, ...]:
         """The output of each stage."""
-        x = jax.nn.relu(self.bn1(self.conv1(x)))
-        if self.stem_blur is not None:
+        x = self.conv1(x)
+        if self.alias_free:
+            # Before the activation, which has no kink to be smoothed: it has a quarter of the work then.
+            x = band_limited(x) if self.stem_blur is None else self.stem_blur(x)
+        x = self.act1(self.bn1(x))
+        if self.stem_blur is not None and not self.alias_free:
             x = self.stem_blur(x)
-        if self.pool_blur is not None:
-            # A 3x3 window with padding would be the plain network's; the published weights were trained with 2x2.
-            x = self.pool_blur(max_pool(x, 2, 1, circular=self.circular))
-        else:
+        if self.pool_blur is None:
             x = max_pool(x, 3, 2, padding=1)
+        else:
+            # A 3x3 window with padding would be the plain network's; the published weights were trained with 2x2.
+            # No grid is fine enough for a maximum: where nothing is to alias there is none.
+            x = self.pool_blur(x if self.alias_free else max_pool(x, 2, 1, circular=self.circular))
         maps = [x := stage(x) for stage in self._stages()]
         return tuple(maps)
 
@@ -216,7 +226,9 @@ class ResNet(Network):
 
 
 def torch_names(config: ResNetConfig) -> TorchNames:
-    """PyTorch's names of a network."""
+    """PyTorch's names of a network; ValueError where PyTorch has none like it."""
+    if config.norm != "batch":
+        raise ValueError(f"norm={config.norm!r} is in no ResNet of PyTorch: its weights have no names there")
     before, last = ("conv1", "conv2") if config.block == "basic" else ("conv2", "conv3")
     stem = ("maxpool.0", "maxpool.2") if config.stem_blurred else ("maxpool.1",)
     blurs: dict[str, str] = dict.fromkeys(stem, "conv1")

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from aa_flax.alias_free import AliasFreeActivation
 from aa_flax.downsample import Downsample
 from aa_flax.models.abstract import build_abstract, fresh_values
 from aa_flax.models.base import ModelSpec, Network
@@ -45,7 +46,8 @@ def convert_state_dict(
             fine-tune on other classes. (With `num_classes=0` the network has no head, and the file's is left out.)
         allow_filter_change: take the weights of a network that blurs with another filter or in other places than the
             one asked for. Its accuracy is lost until it is fine-tuned.
-        rngs: source of what stays fresh (the head; learned filters of `downsample="ddac"`); None means `nnx.Rngs(0)`.
+        rngs: source of what stays fresh (the head; what layers learn that PyTorch's network lacks); None means
+            `nnx.Rngs(0)`.
         what: what the state dict is called in errors, e.g. the file's name.
         dtype: what layers compute and answer in.
         param_dtype: dtype of the parameters.
@@ -158,8 +160,8 @@ def _check_unfolded(spec: ModelSpec, function: str) -> None:
 
 
 def _shapes(model: Network) -> Shapes:
-    """The variables that PyTorch's networks have too: what layers that subsample learn belongs to us alone."""
-    graph = nnx.iter_graph(model)
-    ours = tuple(f"{'.'.join(map(str, path))}." for path, node in graph if isinstance(node, Downsample))
+    """The variables that PyTorch's networks have too: what subsampling and activations learn belongs to us alone."""
+    alone = Downsample | AliasFreeActivation
+    ours = tuple(f"{'.'.join(map(str, path))}." for path, node in nnx.iter_graph(model) if isinstance(node, alone))
     found = variables(model).items()
     return {path: tuple(v.shape) for path, v in found if not path.startswith(ours)}
