@@ -8,7 +8,7 @@ PYTEST := $(PY) -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadsco
 # The oracles of the parity tests. All but torch come without their dependencies: the CPU build
 # of torch is enough for the reference package and torchvision, and jaxnn is a foreign package to be anti-aliased.
 TORCH ?= torch==2.13.0
-ORACLES ?= antialiased-cnns==0.3 torchvision==0.28.0 jaxnn==0.2.0 einops==0.8.2
+ORACLES ?= antialiased-cnns==0.3 torchvision==0.28.0 timm==1.0.31 jaxnn==0.2.0 einops==0.8.2
 # What leaves JAX, and by which packages.
 EXPORTED ?= weights/mobilenet_v2_lpf4-cifar10
 ONNX ?= jax2onnx==0.17.1 onnxruntime==1.32.0 pytest
@@ -36,6 +36,7 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/.made
 $(VENV)/.parity: $(VENV)/.test
 	$(PY) -m pip install --quiet $(TORCH)
 	$(PY) -m pip install --quiet --no-deps $(ORACLES)
+	$(PY) -m pip install --quiet huggingface_hub pyyaml  # timm imports them
 	touch $@
 
 # Large pages for large buffers, where Linux and its C library have them: docs/performance.md.

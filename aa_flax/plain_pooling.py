@@ -130,6 +130,12 @@ def avg_pool(x: jax.Array, window: int | Sequence[int], stride: int | Sequence[i
     return y.astype(x.dtype)
 
 
+def even_sides(x: jax.Array) -> jax.Array:
+    """The map (..., H, W, C) without the last row or column of an odd number: PyTorch's average of 2x2 skips them."""
+    height, width = (x.shape[axis] // 2 * 2 for axis in spatial_axes("even_sides", x, 2))
+    return x[..., :height, :width, :]
+
+
 def adaptive_avg_pool(x: jax.Array, output_size: int | Sequence[int]) -> jax.Array:
     """Averages a map of any size into a grid of fixed size.
 

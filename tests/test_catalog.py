@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from aa_flax.files import cache_directory
-from aa_flax.models.registry import list_models
 from aa_flax.models.specs import parse_spec
 from aa_flax.weights import catalog
 from aa_flax.weights.catalog import DownloadError, Published
+from tests.zoo import ZHANG
 from train.data.datasets import DataConfig, open_dataset
 from train.errors import CommandError
 
@@ -78,7 +78,7 @@ class TestData:
         entries = catalog.published()
         checkpoints = [e for e in entries if e.url]
         assert (len(entries), len(checkpoints)) == (82, 59)
-        assert {e.model for e in entries} == set(list_models())
+        assert {e.model for e in entries} == set(ZHANG)
         keys = [(e.model, e.filter_size, e.training) for e in entries]
         assert len(set(keys)) == len(keys)
         assert {e.training for e in entries} == {"scratch", "finetuned", "torchvision"}

@@ -1,4 +1,4 @@
-"""Structure of the 23 networks: sizes, options, names, and that no checkpoint path permutes layers."""
+"""Structure of the networks: sizes, options, names, and that no checkpoint path permutes layers."""
 
 import math
 
@@ -16,8 +16,9 @@ from aa_flax.models.batch_norm import BatchNorm
 from aa_flax.models.create import build_model
 from aa_flax.models.registry import MODELS
 from aa_flax.models.specs import parse_spec, resolve_spec
+from tests.zoo import TIMM, ZHANG
 
-# Exact, as torchvision reports them for its networks with 1000 classes.
+# Exact, as torchvision and timm report them for their networks with 1000 classes.
 PARAMETERS = {
     "alexnet": 61_100_840,
     "densenet121": 7_978_856,
@@ -30,8 +31,19 @@ PARAMETERS = {
     "resnet18": 11_689_512,
     "resnet34": 21_797_672,
     "resnet50": 25_557_032,
+    "resnetaa101d": 44_568_392,
+    "resnetaa34d": 21_816_904,
+    "resnetaa50": 25_557_032,
+    "resnetaa50d": 25_576_264,
+    "resnetblur101d": 44_568_392,
+    "resnetblur18": 11_689_512,
+    "resnetblur50": 25_557_032,
+    "resnetblur50d": 25_576_264,
     "resnext101_32x8d": 88_791_336,
     "resnext50_32x4d": 25_028_904,
+    "seresnetaa50d": 28_107_256,
+    "seresnextaa101d_32x8d": 93_588_280,
+    "seresnextaa201d_32x8d": 149_394_904,
     "vgg11": 132_863_336,
     "vgg11_bn": 132_868_840,
     "vgg13": 133_047_848,
@@ -64,10 +76,15 @@ def count(model) -> int:
 
 def test_every_registered_network_has_its_size_in_the_table():
     assert sorted(PARAMETERS) == aa_flax.list_models() == sorted(MODELS)
-    assert len(PARAMETERS) == 23
+    assert (len(ZHANG), len(TIMM)) == (23, 11)
 
 
-@pytest.mark.parametrize("name", sorted(PARAMETERS))
+@pytest.mark.parametrize("name", TIMM)
+def test_exact_parameter_counts_of_timms(name):
+    assert count(abstract(name)) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", ZHANG)
 def test_exact_parameter_counts(name):
     plain, antialiased = abstract(f"{name}_plain"), abstract(name)
     assert count(plain) == count(antialiased) == PARAMETERS[name]
@@ -113,6 +130,8 @@ def test_half_precision_keeps_parameters_and_statistics_wide(name):
     ("spec", "parsed"),
     [
         ("resnet50", ("resnet50", 4)),
+        ("resnetblur50", ("resnetblur50", 3)),
+        ("seresnextaa101d_32x8d", ("seresnextaa101d_32x8d", 2)),
         ("vgg16_bn_lpf2", ("vgg16_bn", 2)),
         ("wide_resnet50_2_plain", ("wide_resnet50_2", None)),
         ("resnext50_32x4d_lpf12", ("resnext50_32x4d", 12)),
@@ -130,6 +149,11 @@ def test_specs(spec, parsed):
         ("yolo", {}, ValueError, "yolo.*list_models"),
         ("resnet50_lpf0", {}, ValueError, "at least 1"),
         ("resnet50_lpf3", {"filter_size": 4}, ValueError, "filter_size=4 contradicts"),
+        ("resnetblur50_lpf4", {}, ValueError, "'resnetblur50_lpf4': resnetblur50 takes no suffix, its name says how"),
+        ("resnetaa50_plain", {}, ValueError, "'resnetaa50_plain': resnetaa50 takes no suffix"),
+        ("resnetaa50", {"filter_size": 4}, ValueError, "filter_size=4: resnetaa50 blurs with 2 taps, as its name says"),
+        ("resnetaa34d", {"groups": 2}, ValueError, "basic blocks know no groups"),
+        ("resnetblur50", {"downsample": "aps"}, ValueError, "downsample='aps' does not go with shortcuts that stride"),
         ("resnet50_plain", {"filter_size": 4}, ValueError, "filter_size=4 contradicts"),
         ("resnet50", {"filter_size": 0}, ValueError, "filter_size.*0"),
         ("resnet50", {"num_classes": -1}, ValueError, "num_classes.*-1"),

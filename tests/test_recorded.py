@@ -9,10 +9,10 @@ import pytest
 from flax import nnx
 
 from aa_flax.models import densenet, mobilenet, resnet
-from aa_flax.models.registry import list_models
 from aa_flax.weights.mapping import convert_state_dict
 from tests import formula
 from tests.state_files import file_of
+from tests.zoo import ZHANG
 
 RECORDED = Path(__file__).parent / "data" / "recorded_logits.npz"
 SIZES = {"alexnet": (97, 129)}
@@ -39,13 +39,11 @@ def _equal_blocks_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nothing_is_missing_from_the_record():
     with np.load(RECORDED) as recorded:
-        assert set(recorded) == {f"{name}_{kind}" for name in list_models() for kind in ("plain", "lpf4")}
+        assert set(recorded) == {f"{name}_{kind}" for name in ZHANG for kind in ("plain", "lpf4")}
 
 
 @pytest.mark.parametrize("kind", ["plain", "lpf4"])
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in list_models()]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in ZHANG])
 def test_logits_are_pytorchs(name: str, kind: str):
     spec = f"{name}_{kind}"
     with np.load(RECORDED) as recorded:

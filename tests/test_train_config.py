@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-import aa_flax
+from tests.zoo import TIMM, ZHANG
 from train.data import DataConfig
 from train.errors import CommandError
 from train.fit.command import parse
@@ -34,13 +34,21 @@ PUBLISHED = {
 
 
 def test_every_network_has_its_published_recipe():
-    assert sorted(PUBLISHED) == aa_flax.list_models()
+    assert sorted(PUBLISHED) == ZHANG
     for name, (lr, schedule, decay, epochs) in PUBLISHED.items():
         config = preset("zhang2019", f"{name}_lpf3")
         optim = config.optim
         assert (optim.lr, optim.schedule, optim.weight_decay, config.epochs) == (lr, schedule, decay, epochs), name
         assert (config.batch, optim.momentum, optim.nesterov, optim.decay_all) == (256, 0.9, False, True), name
         assert config.data.augment == "standard"
+        validate(config)
+
+
+def test_timms_networks_are_trained_as_resnets_are():
+    """What timm trained its own with is not told with the weights."""
+    for name in TIMM:
+        config = preset("zhang2019", name)
+        assert (config.optim.lr, config.optim.schedule, config.epochs) == (0.1, "steps", 90)
         validate(config)
 
 

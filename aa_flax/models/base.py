@@ -23,6 +23,7 @@ class ModelSpec:
         in_channels: channels of the image.
         pad_type: padding of every blur.
         options: the family's options that differ from the default, sorted by name.
+        suffix: whether the short form tells the filter; not where the name does, as `resnetblur50`.
     """
 
     name: str
@@ -31,8 +32,11 @@ class ModelSpec:
     in_channels: int = 3
     pad_type: str = "reflect"
     options: tuple[tuple[str, Hashable], ...] = ()
+    suffix: bool = True
 
     def __str__(self) -> str:
+        if not self.suffix:
+            return self.name
         return f"{self.name}_plain" if self.filter_size is None else f"{self.name}_lpf{self.filter_size}"
 
 

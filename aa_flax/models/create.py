@@ -71,7 +71,8 @@ def create_model(
     the last map. Networks with dropout take `model(x, rngs=...)` in training. `model.spec` describes the network.
 
     Args:
-        spec: `<name>[_lpf<k>|_plain]`: anti-aliased with k taps, or torchvision's network; no suffix is `_lpf4`.
+        spec: `<name>[_lpf<k>|_plain]`: anti-aliased with k taps, or torchvision's network; no suffix is `_lpf4`. The
+            names of timm's networks, such as `resnetblur50`, say it themselves and take none.
         filter_size: taps of every blur, for a spec without suffix.
         num_classes: logits; 0 for a network without head, which gives pooled features (N, C).
         in_channels: channels of the image.

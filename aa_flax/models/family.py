@@ -22,12 +22,14 @@ class TorchNames:
             behind activations and pools.
         absent: numbered modules of torchvision's network that the reference's lacks: those behind them move up.
         flattened: the linear layer that reads a flattened map, and the convolution that makes the map's channels.
+        package: whose network it is, where that is not torchvision.
     """
 
     modules: tuple[tuple[str, str], ...] = ()
     blurs: Mapping[str, str] = dataclasses.field(default_factory=dict)
     absent: tuple[str, ...] = ()
     flattened: tuple[str, str] | None = None
+    package: str = "torchvision"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,9 @@ class Family:
         placements: the options that move blurs from one place to another, and the values they can have: by them a
             file is recognised that blurs elsewhere than the network asked for.
         recipe: how `python -m train fit` trains the networks.
+        filter_size: taps of the blurs, where the names of the networks say how they are anti-aliased: they take no
+            suffix and are never plain. None for networks that exist plain and with filters of any size.
+        antialias_option: the option with the taps of what `aa_flax.antialias` can still blur in such a network.
 
     Raises:
         TypeError, ValueError: if the parts do not make a family; the message names the part.
@@ -71,6 +76,8 @@ class Family:
     torch: Callable[[Any], TorchNames] | None = None
     placements: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     recipe: Recipe = Recipe()
+    filter_size: int | None = None
+    antialias_option: str | None = None
 
     def __post_init__(self):
         if not (isinstance(self.network, type) and issubclass(self.network, Network)):

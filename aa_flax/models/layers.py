@@ -190,3 +190,14 @@ class Builder:
             param_dtype=self.param_dtype,
             rngs=self.rngs,
         )
+
+
+class ConvBN(nnx.Module):
+    """Convolution without bias, then batch normalisation."""
+
+    def __init__(self, cin: int, cout: int, size: int, stride: int = 1, *, groups: int = 1, build: Builder):
+        self.conv = build.conv(cin, cout, size, stride, groups=groups)
+        self.bn = build.bn(cout)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.bn(self.conv(x))

@@ -13,7 +13,7 @@ from jax.nn.initializers import zeros
 from aa_flax.models.base import Network
 from aa_flax.models.family import Family, Recipe, TorchNames
 from aa_flax.models.initialisers import normal
-from aa_flax.models.layers import Builder, Stack
+from aa_flax.models.layers import Builder, ConvBN, Stack
 from aa_flax.plain_pooling import global_avg_pool
 
 # Expansion, width, repeats and first stride of each stage (table 2 of the paper).
@@ -55,17 +55,6 @@ def _multiple_of_8(width: float) -> int:
     """The nearest multiple of 8, at least 8 and not more than a tenth below `width` (torchvision's rule)."""
     rounded = max(8, int(width + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * width else rounded
-
-
-class ConvBN(nnx.Module):
-    """Convolution without bias, then batch normalisation."""
-
-    def __init__(self, cin: int, cout: int, size: int, stride: int = 1, *, groups: int = 1, build: Builder):
-        self.conv = build.conv(cin, cout, size, stride, groups=groups)
-        self.bn = build.bn(cout)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.bn(self.conv(x))
 
 
 class InvertedResidual(nnx.Module):

@@ -1,13 +1,22 @@
-"""The one table of families and their networks: the 23 of this package, and what others add."""
+"""The one table of families and their networks: those of this package, and what others add."""
 
 import difflib
 import fnmatch
 import re
 
-from aa_flax.models import alexnet, densenet, mobilenet, resnet, vgg
+from aa_flax.models import alexnet, densenet, mobilenet, resnet, resnet_timm, vgg
 from aa_flax.models.family import Family
 
-_FAMILIES = (alexnet.FAMILY, vgg.FAMILY, vgg.FAMILY_BN, resnet.FAMILY, densenet.FAMILY, mobilenet.FAMILY)
+_FAMILIES = (
+    alexnet.FAMILY,
+    vgg.FAMILY,
+    vgg.FAMILY_BN,
+    resnet.FAMILY,
+    densenet.FAMILY,
+    mobilenet.FAMILY,
+    resnet_timm.FAMILY_BLUR,
+    resnet_timm.FAMILY_AVERAGE,
+)
 MODELS = {name: family for family in _FAMILIES for name in family.configs}
 
 
@@ -52,7 +61,9 @@ def family_of(name: str, asked: str = "") -> Family:
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of the networks that match a shell pattern, sorted; each exists plain and anti-aliased.
+    """Names of the networks that match a shell pattern, sorted.
+
+    Each exists plain and anti-aliased, but for those of timm's, whose names say how they are anti-aliased.
 
     >>> list_models("resnet1*")
     ['resnet101', 'resnet152', 'resnet18']

@@ -29,17 +29,23 @@ def parse_spec(spec: str) -> tuple[str, int | None]:
     """Splits `<name>[_lpf<k>|_plain]`.
 
     Args:
-        spec: a network's name, with its filter size or `plain`; no suffix means `_lpf4`.
+        spec: a network's name, with its filter size or `plain`; no suffix means `_lpf4`. Names that say how the network
+            is anti-aliased, such as `resnetblur50`, stand alone.
 
     Returns:
         The name and the filter size, None for the plain network.
 
     Raises:
-        ValueError: for an unknown name (close ones are listed) or a filter size below 1.
+        ValueError: for an unknown name (close ones are listed), a filter size below 1, or a suffix behind a name that
+            takes none.
     """
     match = re.fullmatch(r"(?P<name>.+?)(?:_lpf(?P<taps>\d+)|_(?P<plain>plain))?", spec)
     name = match["name"] if match else spec
-    family_of(name, asked=spec)
+    own = family_of(name, asked=spec).filter_size
+    if own is not None:
+        if spec != name:
+            raise ValueError(f"{spec!r}: {name} takes no suffix, its name says how it is anti-aliased")
+        return name, own
     if match is None or match["plain"]:
         return name, None
     taps = DEFAULT_FILTER_SIZE if match["taps"] is None else int(match["taps"])
@@ -148,6 +154,9 @@ def _checked(
     for argument, value, least in counts[filter_size is None :]:
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{argument} must be a whole number >= {least}, got {value!r}")
+    own = family_of(name).filter_size
+    if own is not None and filter_size != own:
+        raise ValueError(f"filter_size={filter_size}: {name} blurs with {own} taps, as its name says; leave it out")
     known = default_options(name)
     for option in options:
         if option not in known:
@@ -164,4 +173,5 @@ def _checked(
         in_channels=in_channels,
         pad_type=canonical_pad_type(pad_type),
         options=tuple(sorted((k, v) for k, v in given.items() if v != known[k])),
+        suffix=own is None,
     )

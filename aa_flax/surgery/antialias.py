@@ -18,6 +18,7 @@ from aa_flax.axes import whole_number
 from aa_flax.downsample import METHODS, Downsample
 from aa_flax.models import specs
 from aa_flax.models.base import Network
+from aa_flax.models.registry import family_of
 from aa_flax.surgery.plan import Place, Plan, Slots, Survey
 from aa_flax.surgery.refusals import ALREADY
 from aa_flax.surgery.report import STRIDE_1, SurgeryReport
@@ -200,7 +201,11 @@ def _update_spec(model: Network, plan: Plan, pad_type: str) -> None:
     """Gives a network of this package the spec of what it has become; none if no spec builds it."""
     if model.spec is None:
         return
-    spec = dataclasses.replace(model.spec, filter_size=plan.filter_size, pad_type=pad_type)
+    further = family_of(model.spec.name).antialias_option
+    if further:
+        spec = specs.with_options(model.spec, **{further: plan.filter_size})
+    else:
+        spec = dataclasses.replace(model.spec, filter_size=plan.filter_size, pad_type=pad_type)
     if isinstance(plan.downsample, str):
         spec = specs.with_options(spec, downsample=plan.downsample)
     if plan.first and "pool_only" in specs.default_options(spec.name):

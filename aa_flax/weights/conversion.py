@@ -24,6 +24,7 @@ from aa_flax.weights.mapping import (
 )
 from aa_flax.weights.statistics import describe_folded_norms
 from aa_flax.weights.store import load_pretrained, save_pretrained
+from aa_flax.weights.torch.fitting import layout_for
 from aa_flax.weights.torch.reader import list_state_dicts, read_torch_checkpoint
 
 
@@ -175,7 +176,6 @@ def convert_file(
         CheckpointError: (a ValueError) it is damaged, or does not fit the network.
     """
     original = read_torch_checkpoint(path, key=key, prefix=prefix)
-    layout = detect_layout(original)
     state = with_input_channels(original, spec, options["in_channels"]) if "in_channels" in options else original
     model = convert_state_dict(
         state, spec, skip_head=skip_head, allow_filter_change=allow_filter_change, what=str(path), **options
@@ -187,7 +187,7 @@ def convert_file(
         prefix=prefix,
         original=original,
         state=state,
-        layout=layout,
+        layout=layout_for(model.spec, detect_layout(original)),
         model=model,
         skip_head=skip_head,
     )

@@ -12,13 +12,21 @@ from aa_flax.alias_free import AliasFreeActivation
 from aa_flax.downsample import Downsample
 from aa_flax.models.abstract import build_abstract, fresh_values
 from aa_flax.models.base import ModelSpec, Network
+from aa_flax.models.registry import family_of
 from aa_flax.models.specs import common_options, resolve_spec
 from aa_flax.models.variables import variables
 from aa_flax.weights.filling import fill
 from aa_flax.weights.identity import spec_of
-from aa_flax.weights.torch.fitting import around_head, blurs_plainly, check_filters, check_tensors, head_of
+from aa_flax.weights.torch.fitting import (
+    around_head,
+    blurs_plainly,
+    check_filters,
+    check_tensors,
+    head_of,
+    layout_for,
+)
 from aa_flax.weights.torch.layout import Layout, binomial_kernel, clean_names, detect_layout
-from aa_flax.weights.torch.names import Shapes, blur_sites, rules
+from aa_flax.weights.torch.names import Shapes, blur_sites, package_of, rules
 
 
 def convert_state_dict(
@@ -35,8 +43,9 @@ def convert_state_dict(
 ) -> Network:
     """A network filled with the weights of a PyTorch state dict, in eval mode.
 
-    Understood are the names of `antialiased-cnns` (any filter size and option), of torchvision, and of old DenseNet
-    files, behind `module.` of DataParallel as well. Every tensor must land and every variable must be filled.
+    Understood are the names of `antialiased-cnns` (any filter size and option), of torchvision, of timm for its own
+    networks, and of old DenseNet files, behind `module.` of DataParallel as well. Every tensor must land and every
+    variable must be filled.
     torchvision's weights may go into an anti-aliased network of any filter size: that is where fine-tuning starts.
 
     Args:
@@ -86,14 +95,15 @@ def convert_state_dict(
 
 
 def to_torch_state_dict(
-    model: Network, layout: Literal["reference", "torchvision"] | None = None
+    model: Network, layout: Literal["reference", "torchvision", "timm"] | None = None
 ) -> dict[str, np.ndarray]:
     """The reverse of `convert_state_dict`: what `load_state_dict` of the PyTorch network takes.
 
     Args:
         model: a network of `create_model`.
         layout: `reference` for the network of `antialiased-cnns`, with its filters; `torchvision` for torchvision's,
-            which an anti-aliased network's weights fit as well. None means the one with the same function.
+            which an anti-aliased network's weights fit as well; `timm` for a network of timm's. None means the one
+            with the same function.
 
     Returns:
         float32 arrays (float64 where the parameters are) and, for batch norm, `num_batches_tracked` of 0.
@@ -105,14 +115,14 @@ def to_torch_state_dict(
     """
     spec = spec_of(model, "to_torch_state_dict")
     _check_unfolded(spec, "to_torch_state_dict")
-    filter_size = spec.filter_size
-    layout = layout or ("torchvision" if filter_size is None else "reference")
-    if layout not in ("reference", "torchvision"):
-        raise ValueError(f"layout must be reference or torchvision, got {layout!r}")
-    if layout == "reference" and (filter_size is None or not blurs_plainly(spec)):
-        raise ValueError(f"{spec} is no network of the reference: layout='torchvision' exports its weights")
+    filter_size, package = spec.filter_size, package_of(spec)
+    layout = layout or ("reference" if filter_size is not None and spec.suffix else package)
+    if layout not in ("reference", package):
+        raise ValueError(f"layout must be reference or {package}, got {layout!r}")
+    if layout == "reference" and (filter_size is None or not spec.suffix or not blurs_plainly(spec)):
+        raise ValueError(f"{spec} is no network of the reference: layout={package!r} exports its weights")
     blurs = blur_sites(spec, _shapes(model)) if layout == "reference" else {}
-    state = tensors_in_layout(model, Layout(filter_size if blurs else None, frozenset(blurs)))
+    state = tensors_in_layout(model, Layout(blurs=frozenset(blurs)))
     counters = [key.replace("running_var", "num_batches_tracked") for key in state if key.endswith("running_var")]
     state |= dict.fromkeys(counters, np.zeros((), np.int64))
     for place, channels in blurs.items():
@@ -146,7 +156,10 @@ def tensors_in_layout(model: Network, layout: Layout, *, skip_head: bool = False
 def blurs_alike(layout: Layout, model: Network) -> bool:
     """Whether the network of a file with this layout has the same filters in the same places as the model."""
     spec = spec_of(model, "blurs_alike")
+    layout = layout_for(spec, layout)
     if layout.filter_size != spec.filter_size or not blurs_plainly(spec):
+        return False
+    if not spec.suffix and family_of(spec.name).antialias_option in dict(spec.options):
         return False
     return layout.filter_size is None or layout.blurs == blur_sites(spec, _shapes(model)).keys()
 

@@ -21,6 +21,7 @@ QUICK_COMPILE = {"xla_backend_optimization_level": 0}
 _BLOCKS = {
     "ResNet": (r"(layer\d)\.(\d+)", r"\1.\2"),
     "DenseNet": (r"(denseblock\d|transition\d)", r"features.\1"),
+    "TimmResNet": (r"(layer\d)\.(\d+)", r"\1.\2"),
     "MobileNetV2": (r"blocks\.(\d+)", r"features.\1"),
 }
 

@@ -1,4 +1,4 @@
-"""The PyTorch networks that ours must equal: antialiased-cnns and torchvision, with weights that tell a fault."""
+"""The PyTorch networks that ours must equal: antialiased-cnns, torchvision and timm, with weights that tell a fault."""
 
 import contextlib
 import os
@@ -16,6 +16,7 @@ try:
     _library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     import antialiased_cnns
+    import timm
     import torchvision
 except ImportError as error:
     if os.environ.get("CI") == "true":
@@ -42,29 +43,48 @@ def network(name: str, filter_size: int | None, *, seed: int = 0, dtype: Any = N
             net = getattr(torchvision.models, name)(weights=None, **options)
         else:
             net = getattr(antialiased_cnns, name)(pretrained=False, filter_size=filter_size, **options)
+    return _with_weights(net, seed, dtype)
+
+
+def timm_network(name: str, *, seed: int = 0, dtype: Any = None, **options: Any) -> torch.nn.Module:
+    """A network of timm's with random weights, in eval mode."""
+    with _without_initial_values():
+        net = timm.create_model(name, **options)
+    return _with_weights(net, seed, dtype)
+
+
+def _with_weights(net: torch.nn.Module, seed: int, dtype: Any) -> torch.nn.Module:
     net = net.to(dtype or torch.float32)
     randomize(net, seed)
     return net.eval()
 
 
 def randomize(net: torch.nn.Module, seed: int) -> None:
-    """Weights, statistics and affine terms under which the logits depend on every layer and on the image."""
+    """Weights, statistics and affine terms under which the logits depend on every layer and on the image.
+
+    Where gates multiply the maps (squeeze and excitation) blocks add little and gates stay between 0 and 1. Otherwise
+    maps grow to 1e4 and gates become steps: PyTorch's own float32 is then 80 % off its float64.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def draw(tensor: torch.Tensor, mean: float, deviation: float) -> None:
         tensor.normal_(mean, deviation, generator=generator)
 
+    gated = any(name.endswith(".se") and list(module.children()) for name, module in net.named_modules())
     with torch.no_grad():
-        for module in net.modules():
+        for name, module in net.named_modules():
             if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
                 fan_in = module.weight[0].numel()
-                draw(module.weight, 0.0, (2 / fan_in) ** 0.5)
+                gain = 0.3 if ".se." in name else 1.0
+                draw(module.weight, 0.0, gain * (2 / fan_in) ** 0.5)
                 if module.bias is not None:
                     draw(module.bias, 0.0, 0.2)
             elif isinstance(module, torch.nn.BatchNorm2d):
                 draw(module.running_mean, 0.0, 0.2)
                 module.running_var.uniform_(0.5, 2.0, generator=generator)
                 module.weight.uniform_(0.5, 1.5, generator=generator)
+                if gated and name.endswith(".bn3"):
+                    module.weight *= 0.2
                 draw(module.bias, 0.0, 0.2)
 
 

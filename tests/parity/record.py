@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from aa_flax.models.registry import list_models
 from tests import formula
 from tests.parity import oracles
+from tests.zoo import ZHANG
 
 FILE = Path(__file__).parents[1] / "data" / "recorded_logits.npz"
 SIZES = {"alexnet": (97, 129)}  # the reference cannot pad AlexNet's maps of a smaller image
@@ -38,7 +38,7 @@ def logits(name: str, filter_size: int | None) -> np.ndarray:
 def main() -> None:
     """Records every network, plain and with four taps."""
     recorded = {}
-    for name in list_models():
+    for name in ZHANG:
         for filter_size in (None, 4):
             spec = f"{name}_plain" if filter_size is None else f"{name}_lpf{filter_size}"
             recorded[spec] = logits(name, filter_size)

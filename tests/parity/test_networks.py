@@ -10,9 +10,9 @@ import pytest
 from flax import nnx
 
 from aa_flax.models.create import create_model
-from aa_flax.models.registry import list_models
 from aa_flax.weights.mapping import convert_state_dict, to_torch_state_dict
 from tests.parity import compare, measured, oracles
+from tests.zoo import ZHANG
 
 LOGITS, MODULES, EXACT = 2e-5, 1e-4, 1e-12
 ODD, USUAL = (97, 129), (224, 224)
@@ -66,7 +66,7 @@ def check(
 
 
 @pytest.mark.parametrize("filter_size", [None, 4])
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", ZHANG)
 def test_every_network_at_an_odd_size(name: str, filter_size: int | None):
     check(name, filter_size, ODD)
 
@@ -74,7 +74,7 @@ def test_every_network_at_an_odd_size(name: str, filter_size: int | None):
 @pytest.mark.full
 @pytest.mark.parametrize("size", [USUAL, ODD])
 @pytest.mark.parametrize("filter_size", [None, 3, 4])
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", ZHANG)
 def test_every_network_at_both_sizes(name: str, filter_size: int | None, size: tuple[int, int]):
     if (filter_size, size) in ((None, ODD), (4, ODD)):
         pytest.skip("test_every_network_at_an_odd_size has it")

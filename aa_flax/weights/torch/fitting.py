@@ -19,6 +19,7 @@ from aa_flax.weights.torch.names import (
     configuration_with,
     differing,
     module_name,
+    package_of,
     rules,
 )
 
@@ -36,6 +37,12 @@ def around_head(spec: ModelSpec) -> str:
 def blurs_plainly(spec: ModelSpec) -> bool:
     """Whether a network subsamples by blurs, as the reference's do, or without."""
     return common_options(spec).downsample == "blur"
+
+
+def layout_for(spec: ModelSpec, layout: Layout) -> Layout:
+    """What a network takes a file of this layout for: names that say the filters stand for files without them."""
+    own = family_of(spec.name).filter_size
+    return layout if own is None or layout.blurs else Layout(own, name=package_of(spec))
 
 
 def check_tensors(
@@ -88,8 +95,12 @@ def check_filters(
     filters: Mapping[str, np.ndarray], layout: Layout, spec: ModelSpec, shapes: Shapes, allow_change: bool, what: str
 ) -> None:
     """Refuses filters that contradict the network, whose other tensors are known to fit."""
-    if layout.filter_size is None:
+    if not layout.blurs:
         return
+    if not spec.suffix:
+        raise CheckpointError(
+            f"{what} holds a network of antialiased-cnns (filters of {layout.filter_size} taps): {spec} is another one"
+        )
     sites = blur_sites(spec, shapes)
     problems = [
         f"{place}.filt: expected {sites[place]} channels, found {len(array)}"

@@ -9,7 +9,7 @@ import collections
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -34,15 +34,12 @@ class Layout:
     Attributes:
         filter_size: taps of the filters in it; None if it has none.
         blurs: names of its BlurPool modules.
+        name: whose names they are: of the `reference`, `antialiased-cnns`, of `torchvision` or of `timm`.
     """
 
     filter_size: int | None = None
     blurs: frozenset[str] = frozenset()
-
-    @property
-    def name(self) -> Literal["reference", "torchvision"]:
-        """Whose names they are: those of `antialiased-cnns` or of torchvision."""
-        return "torchvision" if self.filter_size is None else "reference"
+    name: str = "torchvision"
 
 
 def detect_layout(state: Mapping[str, Any], what: str = "the state dict") -> Layout:
@@ -72,7 +69,7 @@ def detect_layout(state: Mapping[str, Any], what: str = "the state dict") -> Lay
     sizes = {array.shape[2] for array in filters.values()}
     if len(sizes) > 1:
         raise CheckpointError(f"{what} mixes filters of {', '.join(map(str, sorted(sizes)))} taps")
-    return Layout(sizes.pop(), frozenset(filters))
+    return Layout(sizes.pop(), frozenset(filters), "reference")
 
 
 def clean_names(state: Mapping[str, Any], what: str = "the state dict") -> dict[str, np.ndarray]:

@@ -80,6 +80,11 @@ def module_name(module: str, spec: ModelSpec) -> str:
     return _renamed(module, _names(spec))
 
 
+def package_of(spec: ModelSpec) -> str:
+    """Whose network it is without the reference's blurs: torchvision's or timm's."""
+    return _names(spec).package
+
+
 def blur_sites(spec: ModelSpec, shapes: Shapes) -> dict[str, int]:
     """The BlurPool modules of the reference's anti-aliased network, and the channels of each."""
     return {place: shapes[f"{layer}.kernel"][-1] for place, layer in _names(spec).blurs.items()}
