@@ -6,13 +6,15 @@ The converter jax2onnx holds other packages back, so it wants an environment of 
 """
 
 import dataclasses
+import json
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax2onnx  # pyright: ignore[reportMissingImports]
 import numpy as np
+import onnx  # pyright: ignore[reportMissingImports]
 import onnxruntime  # pyright: ignore[reportMissingImports]
 import tyro
 from flax import nnx
@@ -74,6 +76,7 @@ def main(config: Config) -> int:
         except jax.errors.InconclusiveDimensionOperation as error:
             raise ValueError(f"{described.model} does not convert for any number of images: give --batch") from error
 
+    describe(config.output, described)
     session = onnxruntime.InferenceSession(str(config.output))
     images = np.random.default_rng(0).standard_normal((config.batch or 3, *shape[1:]), np.float32)
     got = session.run(None, {session.get_inputs()[0].name: images})[0]
@@ -83,6 +86,16 @@ def main(config: Config) -> int:
     print(f"{config.output}: {described.model}, images ({', '.join(map(str, shape))})")
     print(f"onnxruntime {onnxruntime.__version__} and JAX differ by {error:.1e} of the largest logit")
     return int(not error <= config.tolerance)
+
+
+def describe(path: Path, described: aa_flax.PretrainedConfig) -> None:
+    """Puts what the network takes and tells apart into the metadata of its file, where `evaluate --onnx` reads it."""
+    network = onnx.load(str(path), load_external_data=False)
+    said: dict[str, Any] = {"preprocessing": dataclasses.asdict(described.preprocessing)}
+    if described.class_names is not None:
+        said["class_names"] = described.class_names
+    onnx.helper.set_model_props(network, {name: json.dumps(value) for name, value in said.items()})
+    path.write_bytes(network.SerializeToString())
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from typing import Protocol
 import numpy as np
 
 from aa_flax.weights.class_names import imagenet_index, imagenet_wnids
-from aa_flax.weights.config import PretrainedConfig
 from train.data.decode import decode_rgb, read_rgb
 from train.errors import CommandError
 
@@ -155,7 +154,26 @@ class ImageFolder:
         return os.fsdecode(bytes(self._files[index]))
 
 
-def open_photos(root: Path, pretrained: PretrainedConfig) -> ImageFolder:
+class Classifier(Protocol):
+    """What is known of a network's classes."""
+
+    @property
+    def model(self) -> str:
+        """What people call the network."""
+        ...
+
+    @property
+    def num_classes(self) -> int:
+        """Logits."""
+        ...
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """One for each, or None."""
+        ...
+
+
+def open_photos(root: Path, pretrained: Classifier) -> ImageFolder:
     """The photos in a directory, their folders matched with a network's classes.
 
     The network's own class names come first, where they name all folders; then ImageNet's ids;

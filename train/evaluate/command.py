@@ -1,13 +1,14 @@
-"""`python -m train evaluate`: accuracy and shift consistency of a network on a folder of photos."""
+"""`python -m train evaluate`: accuracy and shift consistency of any network on a folder of photos."""
 
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
+import tyro
 from jax.tree_util import Partial
 
 from aa_flax.consistency import ShiftProtocol
@@ -20,8 +21,13 @@ from train.data import Batch, Batches, ImageFolder, evaluation_batches, open_pho
 from train.errors import CommandError
 from train.evaluate.kept import keep_crops, keep_diagonal
 from train.evaluate.report import Evaluation, as_json, print_table
-from train.evaluate.scoring import Score, protocols_for, read_offsets, score, whole_batch
+from train.evaluate.scoring import Predictor, Score, protocols_for, read_offsets, score, whole_batch
+from train.measurable.naming import Foreign
+from train.measurable.network import Measurable
 from train.networks import as_function, describe
+
+# Options that only networks of this package have.
+OWN = ("model", "weights", "dtype", "pad_type")
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,7 @@ class Config:
     """Network, such as resnet50_lpf4. Without --weights, its published weights are fetched."""
     weights: Path | None = None
     """Directory that convert_weights.py or `python -m train export` has written."""
+    foreign: Annotated[Foreign, tyro.conf.arg(name="")] = field(default_factory=Foreign)
     batch_size: int = 32
     """Photos in a batch; changes speed and memory, never the figures."""
     protocols: str = "accuracy,crop"
@@ -72,7 +79,8 @@ def run(config: Config) -> int:
     """
     _check(config)
     offsets = None if config.offsets is None else read_offsets(config.offsets)
-    pretrained = _pretrained_config(config)
+    foreign = config.foreign.open()
+    pretrained = foreign or _pretrained_config(config)
     preprocessing = pretrained.preprocessing
     protocols = protocols_for(
         _names(config),
@@ -83,7 +91,7 @@ def run(config: Config) -> int:
         device_batch=whole_batch(config.batch_size),
     )
     photos = open_photos(config.data, pretrained)
-    fn = _load(config)
+    fn = foreign.fn if foreign else _load(config)
     batches = evaluation_batches(
         photos,
         preprocessing,
@@ -98,7 +106,7 @@ def run(config: Config) -> int:
     result = _score(config, fn, batches, protocols, preprocessing, photos, failed)
     evaluation = Evaluation(
         pretrained=pretrained,
-        weights=None if config.weights is None else config.weights / WEIGHTS_NAME,
+        weights=_file(config, foreign),
         options=config,
         photos=photos,
         score=result,
@@ -130,9 +138,15 @@ def _names(config: Config) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def _file(config: Config, foreign: Measurable | None) -> Path | None:
+    if foreign is not None:
+        return foreign.file
+    return None if config.weights is None else config.weights / WEIGHTS_NAME
+
+
 def _score(
     config: Config,
-    fn: Partial,
+    fn: Predictor,
     batches: Batches,
     protocols: dict[str, ShiftProtocol],
     preprocessing: Preprocessing,
@@ -170,8 +184,14 @@ def _check(config: Config) -> None:
         raise CommandError(f"--seed is {config.seed}; it must be 0 or more")
     if not 0 <= config.max_unreadable <= 1:
         raise CommandError(f"--max-unreadable is {config.max_unreadable}; it must be from 0 to 1")
-    if config.model is None and config.weights is None:
-        raise CommandError("give --weights DIRECTORY, or --model NAME for published weights")
+    own = [f"--{name}" for name in OWN if getattr(config, name) not in (None, "float32")]
+    if config.foreign.named and own:
+        raise CommandError(f"{own[0]} is for networks of this package, and {config.foreign.named} is none")
+    if not config.foreign.named and config.model is None and config.weights is None:
+        raise CommandError(
+            "give --weights DIRECTORY, --model NAME for published weights, or a network that is not of this package: "
+            "--onnx FILE, --timm NAME, --torchvision NAME, --exported DIRECTORY, --fn MODULE:FUNCTION"
+        )
     output = config.output
     if output is not None and (output.is_dir() or not os.access(output.absolute().parent, os.W_OK)):
         raise CommandError(f"--output {output} cannot be written: it must be a file in a directory that can be written")

@@ -18,6 +18,7 @@ from train.data import ImageFolder
 from train.data.balance import is_unbalanced
 from train.environment import environment
 from train.evaluate.scoring import Score
+from train.measurable.network import Measurable
 
 # Numbers of one photo beyond which the report would hold more than anybody reads.
 MAX_LISTED = 64
@@ -29,7 +30,7 @@ class Evaluation:
     """A finished evaluation.
 
     Attributes:
-        pretrained: what the weights say about themselves.
+        pretrained: what is known of the network.
         weights: the file they came from; None for published ones.
         options: of the command, a dataclass.
         photos: what was measured.
@@ -37,7 +38,7 @@ class Evaluation:
         reasons: why photos were unreadable, by name, as far as this process met them.
     """
 
-    pretrained: PretrainedConfig
+    pretrained: PretrainedConfig | Measurable
     weights: Path | None
     options: Any
     photos: ImageFolder

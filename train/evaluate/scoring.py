@@ -24,6 +24,8 @@ from train.data import Batch
 from train.data.channels import network_input
 from train.errors import CommandError
 
+Predictor = Callable[[Any], Any]
+
 # Offsets for every one of a million photos.
 _MAX_OFFSETS_BYTES = 2**28
 
@@ -134,7 +136,7 @@ def whole_batch(batch_size: int) -> int:
 
 
 def score(
-    fn: Partial,
+    fn: Predictor,
     batches: Iterable[Batch],
     protocols: Mapping[str, ShiftProtocol],
     preprocessing: Preprocessing,
@@ -145,9 +147,9 @@ def score(
     """Measures a network on every image of one pass.
 
     Args:
-        fn: `Partial(function, *arrays)`, called with (n, crop, crop, 3) float32 images, or (n, crop, crop, 1) where
-            the preprocessing is for one channel, to give logits (n, classes). It is compiled once for each protocol as
-            long as `function` is the same object; its arrays may lie on any devices.
+        fn: called with (n, crop, crop, 3) float32 images, or (n, crop, crop, 1) where the preprocessing is for one
+            channel, to give logits (n, classes). `Partial(function, *arrays)` is compiled once for each protocol as
+            long as `function` is the same object; its arrays may lie on any devices. Others are called as they are.
         batches: what `val_batches` or `evaluation_batches` gave, with this process's rows.
         protocols: what `protocols_for` gave; each sees the same images, which are decoded and
             sent to the device once.
@@ -159,7 +161,8 @@ def score(
         CommandError: no readable image; a network that returned NaN; a label outside its classes.
     """
     mesh = local_mesh()
-    fn = jax.tree.map(lambda leaf: _replicated(leaf, mesh), fn)
+    if isinstance(fn, Partial):
+        fn = jax.tree.map(lambda leaf: _replicated(leaf, mesh), fn)
     preprocess = network_input(preprocessing)
     rows = NamedSharding(mesh, PartitionSpec("data"))
     seen: dict[str, list[dict[str, jax.Array]]] = {name: [] for name in protocols}
