@@ -14,7 +14,7 @@ EXPORTED ?= weights/mobilenet_v2_lpf4-cifar10
 ONNX ?= jax2onnx==0.17.1 onnxruntime==1.32.0 pytest
 TENSORFLOW ?= tensorflow-cpu==2.21.0
 
-.PHONY: demo test test-slow test-claims test-newest test-tree-mode test-export parity parity-full lint format docs bench wheel clean help
+.PHONY: demo pictures test test-slow test-claims test-newest test-tree-mode test-export parity parity-full lint format docs bench wheel clean help
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -43,6 +43,13 @@ $(VENV)/.parity: $(VENV)/.test
 demo: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 demo: $(VENV)/.test ## train a plain and an anti-aliased network on digits and draw both
 	$(PY) -m examples.demo
+
+pictures: $(VENV)/.test ## README's moving picture and the page behind it, from the committed weights
+	$(PY) -m examples.draw_bird out/bird.png
+	$(PY) -m train explain --weights weights/mobilenet_v2_plain-cifar10 --image out/bird.png --output out/bird \
+		--compare mobilenet_v2_lpf4 weights/mobilenet_v2_lpf4-cifar10
+	cp out/bird/shift.gif docs/pictures/bird.gif
+	cp out/bird/explain.html docs/pictures/bird.html
 
 test: $(VENV)/.test ## the tests, without PyTorch
 	$(PYTEST)

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,17 @@ def check_local_paths(options: Any, prefix: str = "--") -> None:
         name = f"{prefix}{field.name.replace('_', '-')}"
         if dataclasses.is_dataclass(value):
             check_local_paths(value, f"{name}.")
-        for each in value if isinstance(value, tuple) else (value,):
+        for each in _flat(value):
             if isinstance(each, Path):
                 try:
                     local_path(each)
                 except ValueError as error:
                     raise ValueError(f"{name}: {error}") from None
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, tuple):
+        for each in value:
+            yield from _flat(each)
+    else:
+        yield value

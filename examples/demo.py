@@ -1,7 +1,8 @@
 """`make demo`: a plain and an anti-aliased network learn the digits; which of them keeps its mind when one moves?
 
 Both see the digits only where they lie: no shifted copies in training. Both start from the same seed, see the same
-batches and have the same number of parameters. The runs and the picture go to out/demo.
+batches and have the same number of parameters. The runs, the picture and a page on which one moves digits oneself go
+to out/demo.
 """
 
 import dataclasses
@@ -19,10 +20,15 @@ from matplotlib import pyplot as plt
 from rich.table import Table
 
 from aa_flax import consistency
+from aa_flax.files import write_atomically
 from aa_flax.local_paths import check_local_paths
+from aa_flax.models.base import Network
 from train.console import open_console
 from train.data import Dataset, open_dataset
 from train.errors import CommandError
+from train.explain.interactive import Explained, interactive_page
+from train.explain.record import describe
+from train.explain.shift_views import Photo, choose_classes, look
 from train.fit import command as fit
 from train.fit.config import LogConfig
 from train.fit.display import duration
@@ -30,6 +36,7 @@ from train.fit.presets import preset
 from train.fit.record import FILE_NAME, read_record
 from train.fit.runlog import read_scores
 from train.fit.trained import load_network
+from train.networks import as_function
 
 NAMES = ("plain", "anti-aliased")
 
@@ -51,7 +58,7 @@ class Config:
     """Of the initial weights and the order of the digits."""
 
     output: Path = Path("out/demo")
-    """Where the runs and the picture go."""
+    """Where the runs, the picture and the page go."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,16 +66,18 @@ class Outcome:
     """What a trained network showed on the digits that were held out.
 
     Attributes:
+        model: the network.
         scores: accuracy and crop consistency in percent, with standard errors.
         predictions: (images, shifts) the answers as a digit moves along the diagonal.
     """
 
+    model: Network
     scores: dict[str, float]
     predictions: np.ndarray
 
 
 def run(config: Config) -> int:
-    """Trains, measures, prints a table and draws the picture."""
+    """Trains, measures, prints a table, draws the picture and writes the page."""
     check_local_paths(config)
     console = open_console()
     started = time.monotonic()
@@ -79,7 +88,10 @@ def run(config: Config) -> int:
     console.print(_table(outcomes))
     picture = config.output / "demo.png"
     _draw(outcomes, config, picture)
+    page = config.output / "explain.html"
+    _write_page(outcomes, open_dataset(preset("digits", config.network).data), page)
     console.print(f"{picture} · {duration(time.monotonic() - started)}")
+    console.print(f"{page}: open it, and move three digits by hand")
     return 0
 
 
@@ -101,20 +113,23 @@ def _outcome(config: Config, spec: str) -> Outcome:
         raise CommandError("the demo was stopped before its networks were trained; it starts afresh next time")
     _, model, _ = load_network(run_dir, read_record(run_dir / FILE_NAME))
     dataset = open_dataset(recipe.data)
-    images, labels = _held_out(dataset)
+    images, labels = held_out(dataset)
     rule = dataset.preprocessing
     moved = consistency.Diagonal(crop=rule.crop, steps=2 * dataset.margin, device_batch=len(images)).measure(
         model,
-        np.pad(images, ((0, 0), *((dataset.margin, dataset.margin),) * 2, (0, 0)), mode="reflect"),
+        images,
         labels,
         preprocess=consistency.Normalise(rule.mean, rule.std),
     )
-    return Outcome(scores[max(scores)], moved.arrays["predictions"])
+    return Outcome(model, scores[max(scores)], moved.arrays["predictions"])
 
 
-def _held_out(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+def held_out(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """The digits that were not trained on, with the room at their border into which they move, and their labels."""
     pixels = [dataset.val[i] for i in range(len(dataset.val))]
-    return np.stack([image for image, _ in pixels]), np.array([label for _, label in pixels])
+    images = np.stack([image for image, _ in pixels])
+    room = (dataset.margin, dataset.margin)
+    return np.pad(images, ((0, 0), room, room, (0, 0)), mode="reflect"), np.array([label for _, label in pixels])
 
 
 def _table(outcomes: dict[str, Outcome]) -> Table:
@@ -157,6 +172,25 @@ def _draw(outcomes: dict[str, Outcome], config: Config, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def _write_page(outcomes: dict[str, Outcome], dataset: Dataset, path: Path) -> None:
+    """The three digits of which the networks, taken together, change their minds most often along the diagonal."""
+    images, labels = held_out(dataset)
+    rule, names = dataset.preprocessing, dataset.class_names
+    changes = sum((each.predictions[:, 1:] != each.predictions[:, :-1]).sum(1) for each in outcomes.values())
+    networks = {name: as_function(each.model) for name, each in outcomes.items()}
+    explained = []
+    for index in np.argsort(-np.asarray(changes), kind="stable")[:3]:
+        photo = Photo(images[index], rule.crop)
+        views = [
+            look(name, network, photo, rule, batch=photo.last**2 + 1, progress=lambda _: None)
+            for name, network in networks.items()
+        ]
+        record = describe(f"a {names[labels[index]]}", views, choose_classes(views, 4), names)
+        explained.append(Explained(photo, record))
+    page = interactive_page("Digits, moved pixel by pixel", explained, milliseconds=250)
+    write_atomically(path, page.encode())
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from examples.draw_bird import draw
 from train.explain.interactive import Explained, interactive_page
 from train.explain.pictures import COLOURS, OTHER
 from train.explain.record import describe
@@ -20,6 +21,7 @@ from train.explain.shift_views import Photo, View, choose_classes
 
 pytestmark = pytest.mark.browser
 
+ROOT = Path(__file__).parents[1]
 CLASSES = 1000
 NAMES = [f"class {index}" for index in range(CLASSES)]
 NAMES[7:10] = "</script><script>alert(1)</script>", "<img src=x onerror=alert(2)>", "$data & \u2028 {} «ß»"
@@ -103,6 +105,25 @@ def canvas_pixels(page: Page, selector: str) -> np.ndarray:
     content = page.locator(selector).first.evaluate("canvas => canvas.toDataURL('image/png')")
     with Image.open(io.BytesIO(b64decode(content.split(",")[1]))) as image:
         return np.asarray(image.convert("RGBA"))
+
+
+def test_the_committed_page_is_what_the_command_writes():
+    """All but its numbers, which tests/test_claims.py has: `make pictures` writes it anew."""
+    content = (ROOT / "docs/pictures/bird.html").read_text(encoding="utf-8")
+    before, rest = content.split('id="data">')
+    photo = json.loads(rest.split("</script>")[0])["photos"][0]
+    with Image.open(io.BytesIO(b64decode(photo["source"].split(",")[1]))) as image:
+        pixels = np.asarray(image)
+    resized = np.asarray(draw().resize((64, 64), Image.Resampling.BILINEAR))
+    np.testing.assert_allclose(pixels[8:-8, 8:-8].astype(float), resized, atol=1)
+    record = {key: photo[key] for key in ("image", "classes", "names", "networks")}
+    page = interactive_page(
+        "bird.png, moved pixel by pixel", [Explained(Photo(pixels, photo["crop"]), record)], milliseconds=120
+    )
+    assert page.split('id="data">')[0] == before
+    # Pillow may have compressed the pixels otherwise.
+    data = json.loads(page.split('id="data">')[1].split("</script>")[0])["photos"][0]
+    assert {**data, "source": ""} == {**photo, "source": ""}
 
 
 def test_it_shows_what_the_json_says(browser, files, large):

@@ -124,6 +124,7 @@ def _map(axis: Axes, view: View, shown: Shown) -> None:
     place[list(shown)] = np.arange(len(shown))
     palette = ListedColormap([*COLOURS[: len(shown)], OTHER])
     axis.imshow(place[view.predictions], cmap=palette, vmin=-0.5, vmax=len(shown) + 0.5, interpolation="nearest")
+    axis.locator_params(integer=True)
     axis.set_xlabel("crop moved right (px)")
     axis.set_ylabel("crop moved down (px)")
     axis.spines[:].set_visible(False)
