@@ -137,14 +137,16 @@ class Sweep:
                     progress(made)
         return state, float(jnp.concatenate(losses)[-program.per_epoch :].mean())
 
-    def compile(self, config: TrainConfig) -> None:
+    def compile(self, config: TrainConfig) -> TrainState:
         """Compiles the program of a run with its images on the devices, and makes no update.
 
         Threads may compile several programs at a time once one call has come back, which has put the images there.
+
+        Returns:
+            The state before the first update.
         """
-        program = self.program(config)
-        state, feed = self._begin(config, program)
-        feed.advance(state, 0, 0)
+        state, feed = self._begin(config, self.program(config))
+        return feed.advance(state, 0, 0)[0]
 
     def _begin(self, config: TrainConfig, program: Program, start: TrainState | None = None) -> tuple[TrainState, Feed]:
         """The first state, and where its batches come from."""

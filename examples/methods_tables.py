@@ -1,0 +1,177 @@
+"""Tables and a picture of `examples.methods_comparison`, from its lines of JSON.
+
+python -m examples.methods_tables docs/results/methods.jsonl --page docs/results-methods.md
+    --picture docs/results/methods.png
+
+Numbers are means over the seeds with their standard error; of a single seed, with that over the test images.
+"""
+
+import dataclasses
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import tyro
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from aa_flax.files import write_atomically
+from aa_flax.local_paths import check_local_paths
+from examples.methods_runs import METHODS, MODELS
+
+Line = dict[str, Any]
+Key = tuple[str, str]
+MEASURES = {
+    "accuracy": "accuracy",
+    "crop": "crop",
+    "circular": "circular",
+    "fractional": "fractional",
+    "unchanged": "unchanged",
+    "worst": "worst accuracy",
+}
+PANELS = {"crop": "crop consistency (%)", "circular": "circular consistency (%)", "unchanged": "unchanged (%)"}
+# Okabe and Ito's colours, told apart by people with any colour vision; shapes repeat what they say.
+COLOURS = ("#000000", "#e69f00", "#d55e00", "#56b4e9", "#0072b2", "#009e73", "#cc79a7", "#999999", "#8c564b", "#882255")
+MARKERS = "osDv^<>Pp*"
+BEGIN, END = "<!-- written by examples.methods_tables: begin -->", "<!-- end -->"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tables:
+    """Turn a comparison's results into Markdown on standard output."""
+
+    results: tyro.conf.Positional[tuple[Path, ...]]
+    """Outputs of the comparison; a table for each network of each file."""
+
+    page: Path | None = None
+    """Markdown file in which the tables take the place of those between its two marks, instead of standard output."""
+
+    picture: Path | None = None
+    """Also draw accuracy against consistency, of the first file, to this PNG file."""
+
+
+def read(path: Path) -> dict[Key, list[Line]]:
+    """Runs by (model, method) in the order of the tables, each list in the order of seeds.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if it holds anything but runs of the comparison.
+    """
+    found: dict[Key, list[Line]] = defaultdict(list)
+    for number, text in enumerate(path.read_text().splitlines(), 1):
+        try:
+            line = json.loads(text)
+            found[line["model"], line["method"]].append(line)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}, line {number}: not a run of examples.methods_comparison") from error
+    models = [*MODELS, *sorted({model for model, _ in found} - set(MODELS))]
+    order = [(model, method) for model in models for method in METHODS]
+    return {key: sorted(found[key], key=lambda line: line["seed"]) for key in order if key in found}
+
+
+def estimate(lines: list[Line], measure: str) -> tuple[float, float]:
+    """Mean over the seeds and its standard error, of the runs that have trained."""
+    values = [line[measure] for line in lines if measure in line]
+    if len(values) > 1:
+        return mean(values), stdev(values) / len(values) ** 0.5
+    (line,) = (line for line in lines if measure in line)
+    return line[measure], line["stderr"][measure]
+
+
+def trained(lines: list[Line]) -> bool:
+    """Whether a run gave a network that answers."""
+    return any("accuracy" in line for line in lines)
+
+
+def table(runs: dict[Key, list[Line]], model: str) -> str:
+    """One network: a row for each method."""
+    rows = [f"| {model} | seeds | {' | '.join(MEASURES.values())} | parameters | ms an update |"]
+    rows.append("|---|---|" + "---|" * (len(MEASURES) + 2))
+    for method in (method for name, method in runs if name == model):
+        lines = runs[model, method]
+        figures = ["did not train"] + ["-"] * (len(MEASURES) - 1)
+        if trained(lines):
+            figures = ["{:.2f} ± {:.2f}".format(*estimate(lines, measure)) for measure in MEASURES]
+        laps = [line["update_ms"] for line in lines if line["update_ms"] is not None]
+        cost = [f"{lines[0]['parameters']:,}", f"{mean(laps):.2f}" if laps else "-"]
+        rows.append(f"| {METHODS[method].title} | {len(lines)} | {' | '.join(figures + cost)} |")
+    return "\n".join(rows)
+
+
+def terms(path: Path, runs: dict[Key, list[Line]]) -> str:
+    """What the runs of a file have in common, in a sentence."""
+    lines = [line for each in runs.values() for line in each]
+    first, devices = lines[0], sorted({line["device"] for line in lines})
+    return (
+        f"`{path.name}`: {len(lines)} runs of {first['epochs']} epochs over {50_000 // first['share']:,} images in "
+        f"batches of {first['batch']} ({first['dtype']}), measured on {10_000 // first['share']:,} images with "
+        f"{first['pairs']} pairs each; shifts of up to {first['reach']} px for the worst; {', '.join(devices)}."
+    )
+
+
+def draw(runs: dict[Key, list[Line]], path: Path) -> None:
+    """Accuracy against consistency: a row for each network, a column for each of three measures."""
+    models = list(dict.fromkeys(model for model, _ in runs))
+    figure = Figure(figsize=(4.6 * len(PANELS), 4.2 * len(models)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(models), len(PANELS), squeeze=False)
+    for row, model in zip(axes, models, strict=True):
+        for panel, (measure, label) in zip(row, PANELS.items(), strict=True):
+            draw_panel(panel, {m: lines for (name, m), lines in runs.items() if name == model}, measure)
+            panel.set(title=model, xlabel=label, ylabel="test accuracy (%)")
+    if any(trained(lines) for lines in runs.values()):
+        axes[0][0].legend(fontsize=7, loc="best")
+    figure.savefig(path, dpi=110)
+
+
+def draw_panel(axes: Axes, runs: dict[str, list[Line]], measure: str) -> None:
+    """The methods of one network; bars are standard errors."""
+    for method, colour, marker in zip(METHODS, COLOURS, MARKERS, strict=False):
+        if method in runs and trained(runs[method]):
+            (x, xerr), (y, yerr) = (estimate(runs[method], each) for each in (measure, "accuracy"))
+            title = METHODS[method].title
+            axes.errorbar(x, y, xerr=xerr, yerr=yerr, fmt=marker, color=colour, elinewidth=0.8, label=title)
+    axes.grid(alpha=0.3)
+
+
+def put_into(page: Path, tables: str) -> None:
+    """Writes the tables between the marks of a page.
+
+    Raises:
+        ValueError: if the page has no such place.
+    """
+    text = page.read_text()
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"{page} has no place for the tables: it needs the lines {BEGIN} and {END}")
+    write_atomically(page, f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}".encode())
+
+
+def main(tables: Tables) -> None:
+    """Writes the tables that the results allow."""
+    check_local_paths(tables)
+    files = {path: runs for path in tables.results if (runs := read(path))}
+    if not files:
+        raise ValueError("the results hold no run")
+    parts = []
+    for path, runs in files.items():
+        parts += [terms(path, runs), *(table(runs, model) for model in dict.fromkeys(model for model, _ in runs))]
+    if tables.page is None:
+        print("\n\n".join(parts))
+    else:
+        put_into(tables.page, "\n\n".join(parts))
+    if tables.picture is not None:
+        draw(next(iter(files.values())), tables.picture)
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Tables, description=__doc__))
+    except (OSError, ValueError) as error:
+        print(f"methods_tables: {error}", file=sys.stderr)
+        sys.exit(2)
