@@ -26,9 +26,11 @@ from aa_flax.surgery import StridedOperation, SurgeryReport, antialias, find_str
 from aa_flax.upsample import BlurUpsample, blur_upsample
 from aa_flax.weights import (
     CheckpointError,
+    DownloadError,
     Preprocessing,
     PretrainedConfig,
     convert_state_dict,
+    list_pretrained,
     load_pretrained,
     read_config,
     read_torch_checkpoint,
@@ -55,6 +57,7 @@ __all__ = [
     "BlurUpsample",
     "CheckpointError",
     "ContentAdaptiveBlur",
+    "DownloadError",
     "Downsample",
     "ExportedNetwork",
     "IdealLowPass",
@@ -76,6 +79,7 @@ __all__ = [
     "fold_batchnorm",
     "linen",
     "list_models",
+    "list_pretrained",
     "load_exported",
     "load_from_hub",
     "load_pretrained",

@@ -5,6 +5,7 @@ Needs the package `huggingface_hub` (`pip install "aa_flax[hub]"`); nothing else
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,6 +65,20 @@ def push_to_hub(
     if not (directory / WEIGHTS_NAME).is_file():
         raise FileNotFoundError(f"{directory / WEIGHTS_NAME}: not found; save_pretrained writes it")
     return _upload(client, directory, repo_id, private, token, commit_message)
+
+
+def check_push(repo_id: str) -> None:
+    """Refuses an upload that cannot come to anything, before work is put into it.
+
+    Raises:
+        ImportError: if `huggingface_hub` is missing.
+        ValueError: no `owner/name`, or no token.
+    """
+    client = _client()
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
+        raise ValueError(f"a repository is called owner/name, not {repo_id!r}")
+    if client.get_token() is None:
+        raise ValueError(f"uploading to {repo_id} needs a token that may write there: hf auth login, or set HF_TOKEN")
 
 
 def load_from_hub(

@@ -1,249 +1,151 @@
-"""The published figures as data, and downloads from a server that does everything wrong."""
+"""What has been published, as data: networks, figures, licences, and where their checkpoints are."""
 
-import dataclasses
-import hashlib
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import csv
 from pathlib import Path
 
 import pytest
 
+import aa_flax
 from aa_flax.files import cache_directory
 from aa_flax.models.specs import parse_spec
 from aa_flax.weights import catalog
-from aa_flax.weights.catalog import DownloadError, Published
+from aa_flax.weights.config import Preprocessing
 from tests.zoo import ZHANG
 from train.data.datasets import DataConfig, open_dataset
 from train.errors import CommandError
 
-BODY = bytes(range(256)) * 3000
-DIGEST = hashlib.sha256(BODY).hexdigest()
+TABLES = [entry for entry in catalog.published() if entry.consistency is not None]
+TIMM = [entry for entry in catalog.published() if entry.repository]
 
 
-def sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def test_the_tables_of_the_paper_are_there():
+    assert (len(TABLES), len([e for e in TABLES if e.filter_size])) == (82, 59)
+    assert {e.model for e in TABLES} == set(ZHANG)
+    keys = [(e.model, e.filter_size, e.training) for e in TABLES]
+    assert len(set(keys)) == len(keys)
+    assert {e.training for e in TABLES} == {"scratch", "finetuned", "torchvision"}
 
 
-class Handler(BaseHTTPRequestHandler):
-    """What a path is called is what is wrong with it."""
-
-    requests: list[str]
-
-    def do_GET(self):
-        type(self).requests.append(self.path)
-        if "missing" in self.path:
-            self.send_error(404)
-            return
-        if "moved" in self.path:
-            self.send_response(302)
-            self.send_header("Location", "/good.pth")
-            self.end_headers()
-            return
-        self.send_response(200)
-        if "chunked" not in self.path:
-            self.send_header("Content-Length", str(len(BODY)))
-        self.end_headers()
-        self.wfile.write(BODY[:1000] if "truncated" in self.path else BODY)
-
-    def log_message(self, format: str, *args: object):
-        """Keeps the test's output clean."""
+def test_entries_are_consistent():
+    for e in TABLES:
+        assert parse_spec(e.spec) == (e.model, e.filter_size)
+        assert e.top1 is not None
+        assert e.consistency is not None
+        assert 50 < e.top1 < e.consistency < 100
+        assert (e.filter_size is None) == (e.training == "torchvision")
+        assert e.license == (None if e.filter_size is None else "CC BY-NC-SA 4.0")
+        assert len(e.sha256_prefix) == 8
+        suffix = "_finetune" if e.training == "finetuned" else ""
+        if e.filter_size:
+            assert e.file_name == f"{e.model}_lpf{e.filter_size}{suffix}-{e.sha256_prefix}.pth"
+        assert e.file_name.endswith(f"-{e.sha256_prefix}.pth")
+        assert all(source.address.startswith("https://") for source in e.sources)
+        assert e.config.metrics == {"published": {"top1": e.top1, "consistency": e.consistency}}
 
 
-@pytest.fixture
-def server() -> Iterator[str]:
-    Handler.requests = []
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        thread = threading.Thread(target=http.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{http.server_port}"
-        http.shutdown()
-        thread.join()
+def test_the_catalogue_says_what_can_be_had():
+    plain, gone, mirrored = (catalog.find(name) for name in ("resnet50_plain", "resnet50_lpf3", "resnet50_lpf4"))
+    assert plain.url == "https://download.pytorch.org/models/resnet50-0676ba61.pth"
+    assert plain.reachable_from == "download.pytorch.org"
+    assert gone.reachable_from == ""
+    assert [(s.host, s.gone) for s in gone.sources] == [("antialiased-cnns.s3.us-east-2.amazonaws.com", True)]
+    assert "403" in gone.sources[0].note
+    assert [s.gone for s in mirrored.sources] == [True, False]
+    assert mirrored.reachable_from == "dropbox.com (the paper's author, not verified here)"
+    assert sum(bool(e.reachable_from) for e in TABLES) == 24
+    assert {e.reachable_from for e in TIMM} == {"huggingface.co"}
 
 
-def entry(url: str, digest: str = DIGEST) -> Published:
-    return Published(
-        model="resnet18",
-        filter_size=4,
-        training="scratch",
-        top1=71.48,
-        consistency=88.07,
-        sha256_prefix=digest[:8],
-        url=url,
-    )
+def test_every_mirror_belongs_to_a_file():
+    rows = list(csv.DictReader((Path(catalog.__file__).parent / "mirrors.csv").read_text().splitlines()))
+    mirrored = {e.file_name for e in catalog.published() if len(e.sources) > 1}
+    assert {row["file"] for row in rows} == mirrored
 
 
-class TestData:
-    def test_everything_published_is_there(self):
-        entries = catalog.published()
-        checkpoints = [e for e in entries if e.url]
-        assert (len(entries), len(checkpoints)) == (82, 59)
-        assert {e.model for e in entries} == set(ZHANG)
-        keys = [(e.model, e.filter_size, e.training) for e in entries]
-        assert len(set(keys)) == len(keys)
-        assert {e.training for e in entries} == {"scratch", "finetuned", "torchvision"}
-
-    def test_entries_are_consistent(self):
-        for e in catalog.published():
-            assert parse_spec(e.spec) == (e.model, e.filter_size)
-            assert 50 < e.top1 < e.consistency < 100
-            assert (e.filter_size is None) == (e.training == "torchvision") == (e.url is None)
-            assert (e.license == "CC BY-NC-SA 4.0") == (e.url is not None)
-            if e.url:
-                suffix = "_finetune" if e.training == "finetuned" else ""
-                assert e.file_name == f"{e.model}_lpf{e.filter_size}{suffix}-{e.sha256_prefix}.pth"
-                assert e.url.startswith("https://")
-
-    def test_known_figures(self):
-        figures = {
-            ("resnet50_plain", None): (76.16, 89.20),
-            ("resnet50_lpf4", "scratch"): (77.23, 91.29),
-            ("resnet50_lpf4", None): (77.41, 91.32),
-            ("mobilenet_v2_lpf5", None): (72.50, 87.79),
-            ("densenet161", None): (77.88, 91.66),
-        }
-        for (spec, training), expected in figures.items():
-            e = catalog.find(spec, training)
-            assert (e.top1, e.consistency) == expected, spec
-
-    def test_antialiasing_helps_every_network(self):
-        for e in catalog.published():
-            plain = catalog.find(f"{e.model}_plain")
-            assert e.consistency >= plain.consistency
-            assert e.top1 >= plain.top1
-
-    def test_patterns(self):
-        assert {e.model for e in catalog.list_published("vgg1?")} == {"vgg11", "vgg13", "vgg16", "vgg19"}
-        assert {e.filter_size for e in catalog.list_published("*_lpf5")} == {5}
-        assert catalog.list_published("nothing*") == []
-
-    def test_what_is_not_published_lists_what_is(self):
-        with pytest.raises(ValueError, match=r"nothing is published for resnet50_lpf7; .*resnet50_lpf4 \(finetuned\)"):
-            catalog.find("resnet50_lpf7")
-        with pytest.raises(ValueError, match=r"nothing is published for resnet50_lpf3 \(finetuned\)"):
-            catalog.find("resnet50_lpf3", "finetuned")
-        with pytest.raises(ValueError, match="did you mean resnet50"):
-            catalog.find("resnet51")
-
-    def test_a_file_is_recognised_by_its_hash(self):
-        found = catalog.identify("994b528f" + "0" * 56)
-        assert found is not None
-        assert (found.spec, found.training) == ("resnet50_lpf4", "scratch")
-        assert catalog.identify("0" * 64) is None
+def test_timms_networks_have_figures_and_preparation_for_two_sizes():
+    assert len(TIMM) == 19
+    found = {e.name: e for e in TIMM}
+    e = found["resnetaa50.a1h_in1k"]
+    assert (e.spec, e.repository, e.license) == ("resnetaa50", "timm/resnetaa50.a1h_in1k", "Apache-2.0")
+    assert (e.top1, e.top5, e.test_top1, e.test_top5) == (80.614, 95.212, 81.618, 95.794)
+    assert e.preprocessing == Preprocessing(resize=235, crop=224, interpolation="bicubic")
+    assert e.test_preprocessing == Preprocessing(resize=288, crop=288, interpolation="bicubic")
+    assert e.metrics == {
+        "published": {"top1": 80.614, "top5": 95.212},
+        "published at 288 pixels": {"top1": 81.618, "top5": 95.794},
+    }
+    assert found["seresnextaa201d_32x8d.sw_in12k_ft_in1k_384"].test_preprocessing is None
+    assert found["resnetaa50d.d_in12k"].num_classes == 11821
+    assert found["resnetaa50d.d_in12k"].metrics == {}
 
 
-class TestDownload:
-    def test_a_good_server(self, server: str, tmp_path: Path):
-        seen: list[tuple[int, int | None]] = []
-        path = catalog.download(entry(f"{server}/good.pth"), tmp_path / "new", lambda *args: seen.append(args))
-        assert path == tmp_path / "new" / "good.pth"
-        assert path.read_bytes() == BODY
-        assert seen[-1] == (len(BODY), len(BODY))
-        assert [done for done, _ in seen] == sorted(done for done, _ in seen)
-        assert sorted(file.name for file in path.parent.iterdir()) == ["good.pth", "good.pth.sha256"]
+def test_the_facts_are_those_of_the_project(shared):
+    """Nothing was lost on the way from the tables that were gathered once."""
+    with (shared / "facts/timm.csv").open() as file:
+        rows = {row["name"]: row for row in csv.DictReader(file) if not row["name"].startswith("tresnet")}
+    assert rows.keys() == {e.name for e in TIMM}
+    for e in TIMM:
+        row = rows[e.name]
+        assert (row["hf_repo"], int(row["num_classes"])) == (e.repository, e.num_classes)
+        pairs = [(e.preprocessing, e.top1, e.top5), (e.test_preprocessing, e.test_top1, e.test_top5)]
+        told = {f"{p.crop} px": f"{top1:.3f}/{top5:.3f}" for p, top1, top5 in pairs if p and top1}
+        assert told == {part.split(" crop ")[0]: part.split(": ")[1] for part in row["published"].split("; ") if part}
 
-    def test_a_second_call_uses_the_cache(self, server: str, tmp_path: Path):
-        for _ in range(2):
-            catalog.download(entry(f"{server}/good.pth"), tmp_path)
-        assert Handler.requests == ["/good.pth"]
 
-    def test_a_damaged_cache_is_replaced(self, server: str, tmp_path: Path):
-        (tmp_path / "good.pth").write_bytes(BODY[:-1])
-        assert catalog.download(entry(f"{server}/good.pth"), tmp_path).read_bytes() == BODY
+def test_known_figures():
+    figures = {
+        "resnet50_plain": (76.16, 89.20),
+        "resnet50_lpf4.scratch": (77.23, 91.29),
+        "resnet50_lpf4": (77.41, 91.32),
+        "mobilenet_v2_lpf5": (72.50, 87.79),
+        "densenet161": (77.88, 91.66),
+    }
+    for name, expected in figures.items():
+        e = catalog.find(name)
+        assert (e.top1, e.consistency) == expected, name
 
-    def test_the_whole_digest_of_the_first_use_counts_from_then_on(self, server: str, tmp_path: Path):
-        """Eight digits are published: files that share them are a matter of hours to a forger."""
-        weak, path, record = (
-            entry(f"{server}/good.pth", DIGEST[:1]),
-            tmp_path / "good.pth",
-            tmp_path / "good.pth.sha256",
-        )
-        forged = next(b for n in range(1000) if sha256(b := b"%d" % n).startswith(DIGEST[:1]))
-        catalog.download(weak, tmp_path)
-        assert record.read_text() == DIGEST + "\n"
-        path.write_bytes(forged)
-        assert catalog.download(weak, tmp_path).read_bytes() == BODY
-        for kept in (sha256(forged), "nonsense", ""):
-            record.write_text(kept)
-            path.write_bytes(BODY)
-            with pytest.raises(DownloadError, match=rf"is {DIGEST}, but was '{kept}' at first use \({record}\)"):
-                catalog.download(weak, tmp_path)
-        # Without a record the file that is there counts as the first.
-        record.unlink()
-        path.write_bytes(forged)
-        assert catalog.download(weak, tmp_path).read_bytes() == forged
-        assert record.read_text().strip() == sha256(forged)
 
-    def test_a_cache_that_can_only_be_read(self, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-        (tmp_path / "good.pth").write_bytes(BODY)
+def test_without_a_training_it_is_the_fine_tuned_one():
+    for model, taps in {(e.model, e.filter_size) for e in TABLES if e.training == "finetuned"}:
+        assert catalog.find(f"{model}_lpf{taps}").training == "finetuned"
 
-        def refused(*args: object):
-            raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr(catalog, "write_atomically", refused)
-        assert catalog.download(entry(f"{server}/good.pth"), tmp_path) == tmp_path / "good.pth"
-        assert [file.name for file in tmp_path.iterdir()] == ["good.pth"]
+def test_antialiasing_helps_every_network():
+    for e in TABLES:
+        plain = catalog.find(f"{e.model}_plain")
+        assert e.consistency >= plain.consistency
+        assert e.top1 >= plain.top1
 
-    def test_redirects_and_servers_that_do_not_tell_the_size(self, server: str, tmp_path: Path):
-        assert catalog.download(entry(f"{server}/moved.pth"), tmp_path).read_bytes() == BODY
-        seen: list[tuple[int, int | None]] = []
-        catalog.download(entry(f"{server}/chunked.pth"), tmp_path, lambda *args: seen.append(args))
-        assert seen[-1] == (len(BODY), None)
 
-    @pytest.mark.parametrize(
-        ("name", "digest", "reason"),
-        [
-            ("missing.pth", DIGEST, "the server answers 404 Not Found"),
-            ("truncated.pth", DIGEST, f"broke off after 1000 of {len(BODY)} bytes"),
-            ("good.pth", "0" * 64, f"SHA-256 begins with {DIGEST[:8]} instead of 00000000"),
-            ("chunked-truncated.pth", DIGEST, "SHA-256 begins with"),
-        ],
-    )
-    def test_failures_leave_nothing_and_say_what_to_do(
-        self, server: str, tmp_path: Path, name: str, digest: str, reason: str
-    ):
-        with pytest.raises(DownloadError) as error:
-            catalog.download(entry(f"{server}/{name}", digest), tmp_path)
-        assert reason in str(error.value)
-        assert f"cannot download {server}/{name}" in str(error.value)
-        assert f"copy it to {tmp_path / name}" in str(error.value)
-        assert "python convert_weights.py FILE --model resnet18_lpf4 --output DIRECTORY" in str(error.value)
-        assert list(tmp_path.iterdir()) == []
+def test_lists():
+    assert {e.model for e in aa_flax.list_pretrained("vgg1?")} == {"vgg11", "vgg13", "vgg16", "vgg19"}
+    assert {e.filter_size for e in aa_flax.list_pretrained("*_lpf5")} == {5}
+    assert aa_flax.list_pretrained("nothing*") == []
+    assert len(aa_flax.list_pretrained()) == 101
+    good = aa_flax.list_pretrained(min_top1=85)
+    assert good
+    assert all(e.top1 >= 85 for e in good)
+    free = aa_flax.list_pretrained("resnet*", licence="apache*", min_top1=80)
+    assert {e.license for e in free} == {"Apache-2.0"}
+    assert "resnetaa50.a1h_in1k" in {e.name for e in free}
+    assert len(aa_flax.list_pretrained(licence="*nc*")) == 59
+    assert [e.name for e in aa_flax.list_pretrained("*.a1h_in1k")] == ["resnetaa50.a1h_in1k"]
 
-    def test_no_server(self, tmp_path: Path):
-        with pytest.raises(DownloadError, match="no connection"):
-            catalog.download(entry("http://127.0.0.1:9/x.pth"), tmp_path)
-        assert list(tmp_path.iterdir()) == []
 
-    def test_an_interrupt_leaves_nothing(self, server: str, tmp_path: Path):
-        def interrupt(done: int, total: int | None):
-            raise KeyboardInterrupt
+def test_what_is_not_published_lists_what_is():
+    with pytest.raises(ValueError, match=r"nothing is published for resnet50_lpf7; .*resnet50_lpf4\.finetuned"):
+        catalog.find("resnet50_lpf7")
+    with pytest.raises(ValueError, match=r"nothing is published for resnet50_lpf3\.finetuned"):
+        catalog.find("resnet50_lpf3.finetuned")
+    with pytest.raises(ValueError, match="did you mean resnet50"):
+        catalog.find("resnet51")
 
-        with pytest.raises(KeyboardInterrupt):
-            catalog.download(entry(f"{server}/good.pth"), tmp_path, interrupt)
-        assert list(tmp_path.iterdir()) == []
 
-    def test_endless_answers_end(self, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(catalog, "_MAX_BYTES", 1000)
-        with pytest.raises(DownloadError, match="more than any checkpoint has"):
-            catalog.download(entry(f"{server}/chunked.pth"), tmp_path)
-        assert list(tmp_path.iterdir()) == []
-
-    def test_a_cache_that_cannot_be_written(self, server: str, tmp_path: Path):
-        (tmp_path / "file").write_text("in the way")
-        with pytest.raises(DownloadError, match="set AA_FLAX_CACHE"):
-            catalog.download(entry(f"{server}/good.pth"), tmp_path / "file")
-
-    def test_fetch(self, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-        here = dataclasses.replace(entry(f"{server}/good.pth"), training="finetuned")
-        monkeypatch.setattr(catalog, "published", lambda: (here,))
-        monkeypatch.setenv("AA_FLAX_CACHE", str(tmp_path / "cache"))
-        assert catalog.fetch("resnet18") == tmp_path / "cache" / "good.pth"
-        assert catalog.fetch("resnet18_lpf4", cache_dir=tmp_path) == tmp_path / "good.pth"
-
-    def test_plain_networks_are_torchvisions(self, tmp_path: Path):
-        with pytest.raises(ValueError, match="torchvision's weights to a file"):
-            catalog.fetch("resnet18_plain", cache_dir=tmp_path)
+def test_a_file_is_recognised_by_its_hash():
+    found = catalog.identify("994b528f" + "0" * 56)
+    assert found is not None
+    assert found.name == "resnet50_lpf4.scratch"
+    assert catalog.identify("0" * 64) is None
 
 
 def test_cache_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -20,7 +20,7 @@ import aa_flax.weights.safetensors_file
 import aa_flax.weights.store
 import convert_weights
 from aa_flax.models.variables import variables
-from aa_flax.weights import catalog, conversion
+from aa_flax.weights import catalog, conversion, names
 from aa_flax.weights.config import Preprocessing
 from aa_flax.weights.mapping import convert_state_dict
 from aa_flax.weights.store import load_pretrained, read_config
@@ -89,13 +89,14 @@ def test_a_published_checkpoint_keeps_its_licence_and_figures(
         top1=75.79,
         consistency=90.35,
         sha256_prefix=digest[:8],
-        url="https://example.org/densenet121.pth",
+        license="CC BY-NC-SA 4.0",
+        sources=(catalog.Source("https://example.org/densenet121.pth"),),
     )
     monkeypatch.setattr(catalog, "published", lambda: (published,))
-    monkeypatch.setattr(catalog, "download", lambda *args: checkpoint)
+    monkeypatch.setattr(names, "fetch", lambda *args: checkpoint)
     assert convert("--model", "densenet121", "--output", tmp_path / "a", *TINY_WORDS) == 0
     out = capsys.readouterr().out
-    assert "finetuned, top-1 75.79 %, consistency 90.35 %" in out
+    assert "finetuned, top1 75.79 %, consistency 90.35 %" in out
     assert "CC BY-NC-SA 4.0" in out
     config = read_config(tmp_path / "a")
     assert config.license == "CC BY-NC-SA 4.0"
@@ -281,9 +282,10 @@ def test_a_file_that_does_not_fit(spoil, message: str, tmp_path: Path, capsys: p
             "width_mult must leave at least one channel",
         ),
         (["IN", "--model", "densenet121", "--num-classes", "-1"], "num_classes must be"),
-        (["nothing.pth", "--model", "densenet121"], "nothing.pth: there is no such file"),
-        ([".", "--model", "densenet121"], ".: it is no file"),
-        (["--model", "densenet121_plain"], "torchvision's weights to a file"),
+        (["nothing.pth", "--model", "densenet121"], "nothing.pth: there is no such directory or file"),
+        ([".", "--model", "densenet121"], "config.json: not found; give a directory that"),
+        (["gs://bucket/x.pth", "--model", "densenet121"], "gs://bucket/x.pth: no path of this machine"),
+        (["IN", *TINY_WORDS], "it does not say which network it is of: give spec=, on a command line --model"),
         (["--model", "densenet121_lpf7"], "nothing is published for densenet121_lpf7"),
         (["--list", "resnet51"], "nothing published matches 'resnet51'"),
     ],
@@ -299,19 +301,20 @@ def test_bad_input(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("words", [[], ["x.pth"], ["x.pth", "--model", "resnet18"], ["x.pth", "--output", "out"]])
-def test_usage(words: list[str], capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "IN or --model is needed"),
+        (["--output", "out"], "IN or --model is needed"),
+        (["x.pth"], "--output is needed"),
+        (["x.pth", "--model", "resnet18"], "--output is needed"),
+    ],
+)
+def test_usage(words: list[str], message: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as ended:
         convert(*words)
     assert ended.value.code == 2
-    assert "--model and --output are needed" in capsys.readouterr().err
-
-
-def test_training_chooses_a_download(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(SystemExit) as ended:
-        convert(checkpoint, "--model", "densenet121", "--output", tmp_path / "out", "--training", "scratch")
-    assert ended.value.code == 2
-    assert "--training chooses what to download: leave it out" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_an_interrupt_leaves_nothing(
@@ -355,13 +358,20 @@ def test_verify_notices_a_difference(
 def test_the_list(capsys: pytest.CaptureFixture[str]):
     assert convert("--list") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1 + 82 + 2
-    assert re.search(
-        r"resnet50_lpf4 +finetuned +77\.41 +91\.32 +resnet50_lpf4_finetune-cad66808\.pth", "\n".join(lines)
-    )
-    assert "59 checkpoints, CC BY-NC-SA 4.0" in lines[-1]
+    assert len(lines) == 1 + 101 + 3
+    assert lines[0].split("  ")[-1].endswith("reachable from")
+    table = "\n".join(lines)
+    for row in (
+        r"resnet50_lpf4\.finetuned +77\.41 +- +91\.32 +CC BY-NC-SA 4\.0 +dropbox\.com \(the paper's author, not",
+        r"resnet50_lpf3\.scratch +76\.83 +- +90\.91 +CC BY-NC-SA 4\.0 +nowhere known$",
+        r"resnet50_plain\.torchvision +76\.16 +- +89\.20 +not stated +download\.pytorch\.org$",
+        r"resnetaa50\.a1h_in1k +80\.61 +95\.21 +- +Apache-2\.0 +huggingface\.co$",
+    ):
+        assert re.search(row, table, re.MULTILINE)
+    assert "antialiased-cnns.s3.us-east-2.amazonaws.com answers 403 since January 2024." in table
+    assert "101 checkpoints" in lines[-1]
     assert convert("--list", "*_lpf5") == 0
-    assert len(capsys.readouterr().out.splitlines()) == 1 + 9 + 2
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 9 + 3
 
 
 def test_as_a_program(tmp_path: Path):

@@ -15,7 +15,6 @@ import convert_weights
 from aa_flax.export import export, load_exported
 from aa_flax.hub import push_to_hub
 from aa_flax.local_paths import check_local_paths, local_path
-from aa_flax.weights import catalog
 from aa_flax.weights.safetensors_file import read_safetensors
 from aa_flax.weights.torch.reader import list_state_dicts
 from train.__main__ import main
@@ -139,7 +138,6 @@ def test_every_function_of_the_library(kind, monkeypatch):
         read_safetensors,
         load_exported,
         lambda path: push_to_hub(path, "owner/name"),
-        lambda path: catalog.fetch("resnet50_lpf4", cache_dir=path),
         lambda path: export(linear, path, in_channels=2, image_size=4),
         lambda path: aa_flax.save_pretrained(_filled(model), path),
     )
@@ -148,7 +146,7 @@ def test_every_function_of_the_library(kind, monkeypatch):
             door(path)
     monkeypatch.setenv("AA_FLAX_CACHE", ADDRESS)
     with pytest.raises(ValueError, match="no path of this machine"):
-        catalog.fetch("resnet50_lpf4")
+        aa_flax.load_pretrained("resnet50_lpf4")
 
 
 def _filled(model: nnx.Module) -> nnx.Module:

@@ -1,7 +1,6 @@
 """`python -m train reproduce`: finding weights, measuring once, going on, what is missing."""
 
 import json
-import urllib.error
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,8 @@ from PIL import Image
 
 import aa_flax
 from aa_flax.weights import catalog
-from aa_flax.weights.catalog import DownloadError
 from aa_flax.weights.class_names import imagenet_wnids
+from aa_flax.weights.download import DownloadError
 from aa_flax.weights.store import Preprocessing
 from train.__main__ import main
 from train.errors import CommandError
@@ -78,7 +77,7 @@ def forbid_measuring(monkeypatch):
 
 def test_choose():
     def specs(*patterns):
-        return [row.name for row in choose(published_rows(), patterns)]
+        return [row.title for row in choose(published_rows(), patterns)]
 
     assert len(specs()) == 82
     assert len(specs("mobilenet_v2")) == 6
@@ -198,21 +197,21 @@ def test_broken_results_are_measured_anew(content, weights, photos, tmp_path, mo
         main(command(weights, photos, tmp_path / "out"))
 
 
-def refusing(monkeypatch, cause: Exception) -> list[str]:
+def refusing(monkeypatch, offline: bool) -> list[str]:
     """Lets every download fail; gives the list of attempts."""
     tried: list[str] = []
 
     def fail(entry, directory, progress=None):
         tried.append(entry.file_name)
-        raise DownloadError(f"cannot download {entry.url}") from cause
+        raise DownloadError(f"cannot download {entry.url}", offline=offline)
 
-    monkeypatch.setattr(published_weights.catalog, "download", fail)
+    monkeypatch.setattr(published_weights.names, "fetch", fail)
     return tried
 
 
 @pytest.mark.usefixtures("only_resnet18")
 def test_without_a_connection_one_attempt_is_enough(photos, tmp_path, capsys, monkeypatch):
-    tried = refusing(monkeypatch, urllib.error.URLError("no route"))
+    tried = refusing(monkeypatch, offline=True)
     options = [option for option in command(tmp_path, photos, tmp_path / "out") if option != "--no-download"]
     assert main(options) == 0
     assert len(tried) == 1
@@ -225,7 +224,7 @@ def test_without_a_connection_one_attempt_is_enough(photos, tmp_path, capsys, mo
 
 @pytest.mark.usefixtures("only_resnet18")
 def test_a_refused_file_is_a_failure_and_the_next_is_tried(photos, tmp_path, capsys, monkeypatch):
-    tried = refusing(monkeypatch, urllib.error.HTTPError("url", 404, "Not Found", None, None))  # type: ignore[arg-type]
+    tried = refusing(monkeypatch, offline=False)
     options = [option for option in command(tmp_path, photos, tmp_path / "out") if option != "--no-download"]
     assert main(options) == 1
     assert len(tried) == 6
@@ -243,7 +242,7 @@ def test_a_download_is_measured(weights, photos, tmp_path, monkeypatch):
         progress(5_000_000, 10_000_000)
         (directory / entry.spec).symlink_to(weights / entry.spec)
 
-    monkeypatch.setattr(published_weights.catalog, "download", fetch)
+    monkeypatch.setattr(published_weights.names, "fetch", fetch)
     options = command(root, photos, tmp_path / "out", "--models", "resnet18_plain")
     assert main([option for option in options if option != "--no-download"]) == 0
     assert (tmp_path / "out/results/resnet18_plain_torchvision.json").is_file()

@@ -21,11 +21,10 @@ from safetensors.numpy import load_file, save_file
 from aa_flax.models.abstract import abstract_model
 from aa_flax.models.base import Network
 from aa_flax.models.specs import resolve_spec
-from aa_flax.weights import catalog, mapping, safetensors_file
+from aa_flax.weights import catalog, mapping, names, safetensors_file
 from aa_flax.weights.config import Preprocessing, PretrainedConfig
 from aa_flax.weights.errors import CheckpointError
 from aa_flax.weights.store import fill, load_pretrained, read_config, save_pretrained, variables
-from aa_flax.weights.torch import reader as torch_reader
 from tests.torch_format import saved
 
 
@@ -245,17 +244,6 @@ def test_two_networks_of_one_compiled_function_keep_their_own_facts(tmp_path, ne
         assert loaded.provenance.config.license == f"licence {n}"
 
 
-def test_published_weights_keep_their_licence(tmp_path, monkeypatch):
-    entry = catalog.find("mobilenet_v2_lpf3")
-    monkeypatch.setattr(catalog, "fetch", lambda spec: tmp_path / "x.pth")
-    monkeypatch.setattr(torch_reader, "read_torch_checkpoint", lambda path: {})
-    network = random_network(num_classes=1000, width_mult=1.0)
-    monkeypatch.setattr(mapping, "convert_state_dict", lambda *_, **__: network)
-    config = read_config(save_pretrained(load_pretrained("mobilenet_v2_lpf3"), tmp_path / "a"))
-    assert (config.license, config.metrics) == ("CC BY-NC-SA 4.0", {"published": entry.metrics["published"]})
-    assert config.source == {"url": entry.url, "published": "mobilenet_v2_lpf3", "training": entry.training}
-
-
 def test_short_config_has_defaults(tmp_path):
     (tmp_path / "config.json").write_text('{"format_version": 1, "model": "resnet50"}')
     assert read_config(tmp_path) == PretrainedConfig(spec=resolve_spec("resnet50"))
@@ -386,13 +374,15 @@ def test_names_that_lead_nowhere(tmp_path, monkeypatch):
         load_pretrained("here/there")
     with pytest.raises(FileNotFoundError, match="no such directory"):
         load_pretrained(tmp_path / "there")
-    with pytest.raises(ValueError, match=r"no directory 'resnet51' either.*did you mean"):
+    with pytest.raises(ValueError, match=r"no directory or file 'resnet51' either.*did you mean"):
         load_pretrained("resnet51")
     with pytest.raises(FileNotFoundError, match=r"config\.json: not found; give a directory that"):
         load_pretrained(".")
     (tmp_path / "a.pth").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"python convert_weights.py a.pth --model SPEC"):
+    with pytest.raises(ValueError, match=r"a\.pth: it does not say which network it is of: give spec="):
         load_pretrained("a.pth")
+    with pytest.raises(CheckpointError, match=r"a\.pth: it is empty"):
+        load_pretrained("a.pth", spec="resnet18")
 
 
 def test_what_cannot_be_saved(tmp_path, network):
@@ -510,16 +500,20 @@ def test_published_weights(tmp_path, monkeypatch, network):
     path.write_bytes(saved(mapping.to_torch_state_dict(network)))
     asked = []
 
-    def fetch(spec):
-        asked.append(spec)
+    def fetch(entry, directory, progress):
+        asked.append(entry.name)
         return path
 
-    monkeypatch.setattr(catalog, "fetch", fetch)
+    monkeypatch.setattr(names, "fetch", fetch)
     monkeypatch.chdir(tmp_path)
     assert_same(load_pretrained("mobilenet_v2_lpf3"), network)
     assert load_pretrained("mobilenet_v2_lpf3", dtype=jnp.bfloat16).stem.conv.dtype == jnp.bfloat16
     assert load_pretrained("mobilenet_v2_lpf3", pad_type="zero").spec.pad_type == "zero"
-    assert asked == ["mobilenet_v2_lpf3"] * 3
+    assert asked == ["mobilenet_v2_lpf3.scratch"] * 3
+    config = read_config(save_pretrained(load_pretrained("mobilenet_v2_lpf3"), tmp_path / "a"))
+    entry = catalog.find("mobilenet_v2_lpf3")
+    assert (config.license, config.metrics) == ("CC BY-NC-SA 4.0", entry.metrics)
+    assert config.source["url"] == entry.url
 
 
 class Small(nnx.Module):

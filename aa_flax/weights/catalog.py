@@ -1,67 +1,115 @@
-"""The published checkpoints and figures, as data, and how to get a checkpoint."""
+"""What has been published: networks with their figures, licences and the addresses of their checkpoints, as data."""
 
-import contextlib
 import csv
 import dataclasses
 import fnmatch
 import functools
-import hashlib
-import http.client
-import os
-import urllib.error
 import urllib.parse
-import urllib.request
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import BinaryIO
 
-from aa_flax.files import CHUNK_BYTES, Progress, cache_directory, file_sha256, whole_file, write_atomically
-from aa_flax.local_paths import local_path
-from aa_flax.models.specs import parse_spec, resolve_spec
-from aa_flax.weights.config import PretrainedConfig
+from aa_flax.models.specs import resolve_spec
+from aa_flax.weights.config import Preprocessing, PretrainedConfig
 
-LICENSE = "CC BY-NC-SA 4.0"
-_TIMEOUT_SECONDS = 30
-# The largest published file, VGG-19, has 575 MB.
-_MAX_BYTES = 2 << 30
+HUB = "hf://"
 
 
-class DownloadError(OSError):
-    """A checkpoint could not be fetched; the message says how to use a file got in another way."""
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One place where a checkpoint is, or was.
+
+    Attributes:
+        address: https, or `hf://owner/name` for a repository on the Hugging Face Hub.
+        note: what to know of it.
+        gone: whether it is known to give nothing any more.
+    """
+
+    address: str
+    note: str = ""
+    gone: bool = False
+
+    @property
+    def host(self) -> str:
+        """The server, as people know it."""
+        if self.address.startswith(HUB):
+            return "huggingface.co"
+        return (urllib.parse.urlsplit(self.address).hostname or "").removeprefix("www.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Published:
-    """A network whose figures have been published, with its checkpoint where there is one.
+    """A network with published weights.
 
     Attributes:
         model: one of `list_models`.
-        filter_size: taps of the blurs; None for the plain network.
-        training: `scratch`, `finetuned` from torchvision's weights, or `torchvision` itself (the baseline).
-        top1: accuracy on ImageNet's validation images, in percent.
-        consistency: how often two crops of one image get one answer, in percent (Zhang 2019, section 4.1).
-        sha256_prefix: first digits of the checkpoint's SHA-256, as many as its publisher tells; None where only
-            figures are published.
-        url: where the checkpoint is.
+        filter_size: taps of the blurs; None for a plain network, and for timm's, whose names say it all.
+        training: `scratch`, `finetuned` from torchvision's weights, `torchvision` itself, or timm's tag, such as
+            `a1h_in1k`.
+        top1: accuracy on ImageNet's validation images, in percent; None where there is none, as for other classes.
+        top5: the same with five guesses, where it is published.
+        consistency: how often two crops of one image get one answer, in percent (Zhang 2019, section 4.1), where it
+            is published.
+        num_classes: logits.
+        preprocessing: how images are prepared, for `top1` too.
+        test_preprocessing: the same for images larger than those of the training, where there are figures for them.
+        test_top1: accuracy on those.
+        test_top5: the same with five guesses.
+        license: of the checkpoint; None where its publisher names none.
+        sha256_prefix: first digits of the checkpoint's SHA-256, as many as its publisher tells.
+        sources: where the checkpoint is, in the order in which they are tried.
     """
 
     model: str
     filter_size: int | None
     training: str
-    top1: float
-    consistency: float
-    sha256_prefix: str | None = None
-    url: str | None = None
+    top1: float | None
+    top5: float | None = None
+    consistency: float | None
+    num_classes: int = 1000
+    preprocessing: Preprocessing = dataclasses.field(default_factory=Preprocessing)
+    test_preprocessing: Preprocessing | None = None
+    test_top1: float | None = None
+    test_top5: float | None = None
+    license: str | None = None
+    sha256_prefix: str = ""
+    sources: tuple[Source, ...] = ()
 
     @property
     def spec(self) -> str:
         """The network as `create_model` takes it."""
+        if self.repository:
+            return self.model
         return f"{self.model}_plain" if self.filter_size is None else f"{self.model}_lpf{self.filter_size}"
 
     @property
-    def license(self) -> str | None:
-        """The checkpoint's licence."""
-        return LICENSE if self.url else None
+    def name(self) -> str:
+        """The weights as `load_pretrained` takes them."""
+        return f"{self.spec}.{self.training}"
+
+    @property
+    def repository(self) -> str | None:
+        """The repository on the Hugging Face Hub, `owner/name`, where it is published there."""
+        found = (s.address.removeprefix(HUB) for s in self.sources if s.address.startswith(HUB))
+        return next(found, None)
+
+    @property
+    def url(self) -> str | None:
+        """The original address."""
+        return self.sources[0].address if self.sources else None
+
+    @property
+    def file_name(self) -> str:
+        """The checkpoint's name."""
+        if self.repository or not self.url:
+            return f"{self.name}.safetensors"
+        return Path(urllib.parse.urlsplit(self.url).path).name
+
+    @property
+    def reachable_from(self) -> str:
+        """The servers that are not known to be gone, with what to know of them; empty if there are none."""
+        alive = (source for source in self.sources if not source.gone)
+        return ", ".join(f"{source.host} ({source.note})" if source.note else source.host for source in alive)
 
     @property
     def source(self) -> dict[str, str | None]:
@@ -71,65 +119,83 @@ class Published:
     @property
     def metrics(self) -> dict[str, dict[str, float]]:
         """The published figures, as `config.json` has them."""
-        return {"published": {"top1": self.top1, "consistency": self.consistency}}
+        found = {"published": {"top1": self.top1, "top5": self.top5, "consistency": self.consistency}}
+        if self.test_preprocessing:
+            at = f"published at {self.test_preprocessing.crop} pixels"
+            found[at] = {"top1": self.test_top1, "top5": self.test_top5}
+        known = {at: {name: x for name, x in values.items() if x is not None} for at, values in found.items()}
+        return {at: values for at, values in known.items() if values}
 
     @property
     def config(self) -> PretrainedConfig:
         """What `config.json` says of the converted checkpoint."""
-        spec = resolve_spec(self.spec)
-        return PretrainedConfig(spec=spec, source=self.source, license=self.license, metrics=self.metrics)
-
-    @property
-    def file_name(self) -> str | None:
-        """The checkpoint's name."""
-        return Path(urllib.parse.urlsplit(self.url).path).name if self.url else None
+        return PretrainedConfig(
+            spec=resolve_spec(self.spec, num_classes=self.num_classes),
+            preprocessing=self.preprocessing,
+            test_preprocessing=self.test_preprocessing,
+            source=self.source,
+            license=self.license,
+            metrics=self.metrics,
+        )
 
 
 @functools.cache
 def published() -> tuple[Published, ...]:
     """Everything published, by network, filter size and training.
 
-    Source: the tables of github.com/adobe/antialiased-cnns, whose checkpoints are under CC BY-NC-SA 4.0.
+    Sources: the tables of github.com/adobe/antialiased-cnns, whose checkpoints are under CC BY-NC-SA 4.0; torchvision's
+    first weights of each network, the baselines of these tables, whose licence nobody states; the anti-aliased networks
+    of timm on the Hugging Face Hub, under Apache-2.0, TResNet apart.
     """
-    text = resources.files("aa_flax.weights").joinpath("published.csv").read_text("utf-8")
-    return tuple(
-        Published(
-            model=row["model"],
-            filter_size=int(row["filter_size"]) or None,
-            training=row["training"],
-            top1=float(row["top1"]),
-            consistency=float(row["consistency"]),
-            sha256_prefix=row["sha256_prefix"] or None,
-            url=row["url"] or None,
-        )
-        for row in csv.DictReader(text.splitlines())
-    )
+    mirrors: dict[str, list[Source]] = {}
+    for row in _rows("mirrors"):
+        mirrors.setdefault(row["file"], []).append(Source(row["address"], row["note"]))
+    return (*_reference(mirrors), *_timm())
 
 
-def list_published(pattern: str = "*") -> list[Published]:
-    """The entries whose network's name or spec matches a shell pattern, such as `resnet*` or `*_lpf4`."""
-    return [e for e in published() if fnmatch.fnmatch(e.model, pattern) or fnmatch.fnmatch(e.spec, pattern)]
+def list_pretrained(
+    pattern: str = "*", *, min_top1: float | None = None, licence: str | None = None
+) -> list[Published]:
+    """The networks with published figures or weights.
+
+    Args:
+        pattern: a shell pattern that the network's name, its spec, or both with the training behind a point match:
+            `resnet*`, `*_lpf4`, `*.a1h_in1k`.
+        min_top1: least accuracy, in percent; what has none is left out.
+        licence: a shell pattern that the licence matches, in small or capital letters, such as `apache*`; what states
+            none is left out.
+
+    Returns:
+        Data of each: `name` for `load_pretrained`, `top1`, `top5`, `consistency`, `license`, `preprocessing`,
+        `sources`, `reachable_from` and more.
+    """
+    return [
+        e
+        for e in published()
+        if any(fnmatch.fnmatchcase(name, pattern) for name in (e.model, e.spec, e.name))
+        and (min_top1 is None or (e.top1 or 0) >= min_top1)
+        and (licence is None or fnmatch.fnmatchcase((e.license or "").lower(), licence.lower() or "-"))
+    ]
 
 
-def find(spec: str, training: str | None = None) -> Published:
+def find(name: str) -> Published:
     """The entry of a network.
 
     Args:
-        spec: `<name>[_lpf<k>|_plain]`.
-        training: `scratch`, `finetuned` or `torchvision`; None means the fine-tuned one where there are two, as in the
-            reference.
+        name: `<spec>[.<training>]`, such as `resnet50_lpf4`, `resnet50_lpf4.scratch`, `resnetaa50.a1h_in1k`. Without
+            a training it is the most accurate one.
 
     Raises:
-        ValueError: unknown spec, or nothing published for it; the message lists what is.
+        ValueError: unknown network, or nothing published for it; the message lists what is.
     """
-    name, filter_size = parse_spec(spec)
-    entries = [e for e in published() if e.model == name]
-    found = [e for e in entries if e.filter_size == filter_size and training in (None, e.training)]
+    asked, _, training = name.partition(".")
+    spec = str(resolve_spec(asked))
+    found = [e for e in published() if e.spec == spec and training in ("", e.training)]
     if not found:
-        wanted = f"{spec} ({training})" if training else spec
-        listed = ", ".join(f"{e.spec} ({e.training})" for e in entries)
-        raise ValueError(f"nothing is published for {wanted}; there is {listed}")
-    return min(found, key=lambda entry: entry.training)  # "finetuned" comes before "scratch"
+        model = resolve_spec(asked).name
+        listed = ", ".join(e.name for e in published() if e.model == model)
+        raise ValueError(f"nothing is published for {name}; there is {listed or 'nothing for this network'}")
+    return max(found, key=lambda e: (e.top1 or 0, e.consistency or 0, e.training == "finetuned"))
 
 
 def identify(sha256: str) -> Published | None:
@@ -138,117 +204,55 @@ def identify(sha256: str) -> Published | None:
     return next(matches, None)
 
 
-def fetch(
-    spec: str,
-    *,
-    training: str | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
-) -> Path:
-    """The published checkpoint of a network as a local file, downloaded at first use.
+def of_repository(repository: str) -> Published | None:
+    """The entry of a repository on the Hugging Face Hub, if it is a published one."""
+    return next((e for e in published() if e.repository == repository), None)
 
-    Args:
-        spec: `<name>[_lpf<k>]`.
-        training: `scratch` or `finetuned`; None means the fine-tuned one where there are two.
-        cache_dir: where to keep the file; None means `cache_directory()`.
-        progress: called with the bytes got so far and in all (None if the server does not say).
 
-    Returns:
-        The file. At every call its SHA-256 has to begin as published, with few digits, and to be wholly what it was
-        at first use, which a file beside it with the ending `.sha256` keeps.
+def _rows(name: str) -> Iterator[dict[str, str]]:
+    text = resources.files("aa_flax.weights").joinpath(f"{name}.csv").read_text("utf-8")
+    return csv.DictReader(text.splitlines())
 
-    Raises:
-        ValueError: unknown spec, or no checkpoint is published for it.
-        DownloadError: (an OSError) the file could not be had whole; nothing is left of it.
-    """
-    entry = find(spec, training)
-    if entry.url is None:
-        raise ValueError(
-            f"{entry.spec} has no published checkpoint here, as it is torchvision's: "
-            "save torchvision's weights to a file and convert that"
+
+def _reference(mirrors: dict[str, list[Source]]) -> Iterator[Published]:
+    for row in _rows("published"):
+        plain = row["training"] == "torchvision"
+        original = Source(row["url"], "" if plain else "answers 403 since January 2024", gone=not plain)
+        yield Published(
+            model=row["model"],
+            filter_size=int(row["filter_size"]) or None,
+            training=row["training"],
+            top1=float(row["top1"]),
+            consistency=float(row["consistency"]),
+            license=None if plain else "CC BY-NC-SA 4.0",
+            sha256_prefix=row["sha256_prefix"],
+            sources=(original, *mirrors.get(row["url"].rpartition("/")[2], ())),
         )
-    return download(entry, local_path(cache_dir) if cache_dir else cache_directory(), progress)
 
 
-def download(entry: Published, directory: Path, progress: Progress | None = None) -> Path:
-    """Gets an entry's checkpoint into a directory, unless it is there already; see `fetch`."""
-    if not (entry.url and entry.sha256_prefix and entry.file_name):
-        raise ValueError(f"{entry.spec} ({entry.training}) has no checkpoint")
-    path = directory / entry.file_name
-    first_use = FirstUse(path.with_name(path.name + ".sha256"), entry.sha256_prefix)
-    try:
-        if path.is_file() and first_use.objection(digest := file_sha256(path)) is None:
-            # A cache for many may be read-only.
-            with contextlib.suppress(PermissionError):
-                first_use.keep(digest)
-            return path
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DownloadError(f"cannot keep downloads in {directory}: {error}; set AA_FLAX_CACHE") from error
-    try:
-        with whole_file(path) as file:
-            digest = _stream(entry.url, file, progress)
-            if objection := first_use.objection(digest):
-                raise DownloadError(objection)
-            first_use.keep(digest)
-    except (OSError, http.client.HTTPException) as error:
-        raise DownloadError(
-            f"cannot download {entry.url}: {_reason(error)}. If you have the file, copy it to {path}, or convert it: "
-            f"python convert_weights.py FILE --model {entry.spec} --output DIRECTORY"
-        ) from error
-    return path
+def _timm() -> Iterator[Published]:
+    for row in _rows("timm"):
+        test = row["test_size"] != ""
+        yield Published(
+            model=row["model"],
+            filter_size=None,
+            training=row["tag"],
+            top1=_number(row["top1"]),
+            top5=_number(row["top5"]),
+            consistency=None,
+            num_classes=int(row["classes"]),
+            preprocessing=_preparation(row["size"], row["crop_pct"]),
+            test_preprocessing=_preparation(row["test_size"], row["test_crop_pct"]) if test else None,
+            test_top1=_number(row["test_top1"]),
+            test_top5=_number(row["test_top5"]),
+            license="Apache-2.0",
+            sources=(Source(f"{HUB}timm/{row['model']}.{row['tag']}"),),
+        )
 
 
-@dataclasses.dataclass(frozen=True)
-class FirstUse:
-    """The whole SHA-256 that a file had when it was first used, beyond the few digits that are published.
-
-    Attributes:
-        record: the file that keeps it.
-        prefix: its published digits.
-    """
-
-    record: Path
-    prefix: str
-
-    def objection(self, digest: str) -> str | None:
-        """What speaks against a file of this digest."""
-        if not digest.startswith(self.prefix):
-            return f"its SHA-256 begins with {digest[:8]} instead of {self.prefix}: it was altered"
-        kept = self.record.read_text("utf-8", "replace").strip()[:64] if self.record.is_file() else digest
-        if kept != digest:
-            return f"its SHA-256 is {digest}, but was {kept!r} at first use ({self.record}): one of them was altered"
-        return None
-
-    def keep(self, digest: str) -> None:
-        """Records the digest, unless one is recorded."""
-        if not self.record.exists():
-            write_atomically(self.record, f"{digest}\n".encode())
+def _number(text: str) -> float | None:
+    return float(text) if text else None
 
 
-def _stream(url: str, file: BinaryIO, progress: Progress | None) -> str:
-    """Writes what a server sends to a file, to the last byte or not at all; its SHA-256."""
-    request = urllib.request.Request(url, headers={"User-Agent": "aa_flax"})
-    with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:
-        announced = response.headers.get("Content-Length", "")
-        total = int(announced) if announced.isdigit() else None
-        digest, done = hashlib.sha256(), 0
-        while chunk := response.read(CHUNK_BYTES):
-            file.write(chunk)
-            digest.update(chunk)
-            done += len(chunk)
-            if done > _MAX_BYTES:
-                raise DownloadError("the server sends more than any checkpoint has")
-            if progress:
-                progress(done, total)
-        if total is not None and done != total:
-            raise DownloadError(f"the connection broke off after {done} of {total} bytes")
-    return digest.hexdigest()
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, urllib.error.HTTPError):
-        return f"the server answers {error.code} {error.reason}"
-    if isinstance(error, urllib.error.URLError):
-        return f"no connection ({error.reason})"
-    return str(error) or type(error).__name__
+def _preparation(size: str, share: str) -> Preprocessing:
+    return Preprocessing.of_share(int(size), float(share), interpolation="bicubic")

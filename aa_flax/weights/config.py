@@ -15,6 +15,7 @@ from aa_flax.weights.errors import CheckpointError
 from aa_flax.weights.json_file import read_json
 
 CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
 FORMAT_VERSION = 1
 # The parts of a network's specification under the names that the file has for them.
 _OF_SPEC = ("model", "num_classes", "in_channels", "pad_type", "options")

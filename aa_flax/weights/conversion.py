@@ -10,18 +10,21 @@ import numpy as np
 
 from aa_flax.files import Progress
 from aa_flax.models.base import ModelSpec, Network
+from aa_flax.models.specs import resolve_spec
 from aa_flax.models.variables import variables
-from aa_flax.weights import catalog
-from aa_flax.weights.config import Preprocessing, read_config
+from aa_flax.weights.config import read_config
+from aa_flax.weights.identity import spec_of
 from aa_flax.weights.input_channels import with_input_channels
 from aa_flax.weights.mapping import (
     Layout,
     blurs_alike,
     clean_names,
     convert_state_dict,
+    counts_in,
     detect_layout,
     tensors_in_layout,
 )
+from aa_flax.weights.names import Weights
 from aa_flax.weights.statistics import describe_folded_norms
 from aa_flax.weights.store import load_pretrained, save_pretrained
 from aa_flax.weights.torch.fitting import layout_for
@@ -33,8 +36,7 @@ class Conversion:
     """A PyTorch file and the network that it was converted to.
 
     Attributes:
-        path: the file.
-        sha256: of its bytes.
+        weights: the file, and what is known of it.
         key: which of its state dicts was asked for; None for the weights' own.
         prefix: with what the names of the tensors begin that were taken; None for all.
         original: these tensors.
@@ -44,8 +46,7 @@ class Conversion:
         skip_head: whether its classifier is fresh.
     """
 
-    path: Path
-    sha256: str
+    weights: Weights
     key: str | None
     prefix: str | None
     original: Mapping[str, np.ndarray]
@@ -55,17 +56,11 @@ class Conversion:
     skip_head: bool
 
     @property
-    def published(self) -> catalog.Published | None:
-        """The published checkpoint that the file is; None for any other."""
-        return catalog.identify(self.sha256)
-
-    @property
     def source(self) -> dict[str, Any]:
         """What `config.json` says about where the weights come from."""
         chosen = {name: value for name, value in (("key", self.key), ("prefix", self.prefix)) if value is not None}
         layout = {"layout": self.layout.name, "filter_size": self.layout.filter_size}
-        published = self.published.source if self.published else {}
-        return {"file": self.path.name, "sha256": self.sha256, **layout, **chosen, **published}
+        return {"file": self.weights.path.name, **self.weights.config.source, **layout, **chosen}
 
     def notes(self) -> Iterator[str]:
         """What a person should know: which of the file's weights were taken, what was changed, how to train."""
@@ -75,7 +70,7 @@ class Conversion:
             yield f"{folded}: train with --recalibrate-bn or --net.frozen-bn"
 
     def _notes_of_file(self) -> Iterator[str]:
-        found = list_state_dicts(self.path)
+        found = list_state_dicts(self.weights.path)
         if self.key is None and len(found) > 1:
             taken, *others = (f"{name[:60]!r} ({count} tensors)" for name, count in found.items())
             yield f"taken is {taken}; the file also has {', '.join(others[:8])}: --key takes another"
@@ -100,25 +95,25 @@ class Conversion:
                 count = f"{here} channel" + "s" * (here != 1)
                 yield f"{name} reads {count} here, {given} in the file: its kernels were {way}; fine-tune"
 
-    def save(self, directory: Path, *, preprocessing: Preprocessing, license: str | None) -> None:
-        """Writes the network by `save_pretrained`, with the figures of a published file whose network it still is.
+    def save(self, directory: Path, **said: Any) -> None:
+        """Writes the network by `save_pretrained`, with the published figures of a file whose network it still is.
 
         Args:
             directory: the folder.
-            preprocessing: how images are prepared.
-            license: of the weights.
+            **said: `preprocessing`, `test_preprocessing` and `license`.
 
         Raises:
             OSError: the files cannot be written.
         """
-        metrics = self.published.metrics if self.published and not any(self.changes()) else {}
+        known, unchanged = self.weights.config, not any(self.changes())
+        spec = spec_of(self.model, "convert_weights.py")
         save_pretrained(
             self.model,
             directory,
-            preprocessing=preprocessing,
             source=self.source,
-            license=license,
-            metrics=metrics,
+            metrics=known.metrics if unchanged else {},
+            class_names=known.class_names if known.num_classes == spec.num_classes and not self.skip_head else None,
+            **said,
         )
 
     def verify(self, directory: Path, progress: Progress) -> int:
@@ -149,10 +144,9 @@ class Conversion:
 
 
 def convert_file(
-    path: Path,
+    weights: Weights,
     spec: str,
     *,
-    sha256: str,
     key: str | None = None,
     prefix: str | None = None,
     skip_head: bool = False,
@@ -162,27 +156,32 @@ def convert_file(
     """Reads a PyTorch file and converts it.
 
     Args:
-        path: the file.
+        weights: the file.
         spec: the network.
-        sha256: of the file.
         key: see `read_torch_checkpoint`.
         prefix: see `read_torch_checkpoint`.
         skip_head: see `convert_state_dict`.
         allow_filter_change: see `convert_state_dict`.
-        options: of `create_model`; for other `in_channels` than the file's the first kernels are spread.
+        options: of `create_model`. Without `num_classes` and `in_channels` they are the file's; for other
+            `in_channels` the first kernels are spread.
 
     Raises:
         OSError: the file cannot be read.
         CheckpointError: (a ValueError) it is damaged, or does not fit the network.
     """
-    original = read_torch_checkpoint(path, key=key, prefix=prefix)
+    original = read_torch_checkpoint(weights.path, key=key, prefix=prefix)
+    options = counts_in(original, resolve_spec(spec), str(weights.path)) | options
     state = with_input_channels(original, spec, options["in_channels"]) if "in_channels" in options else original
     model = convert_state_dict(
-        state, spec, skip_head=skip_head, allow_filter_change=allow_filter_change, what=str(path), **options
+        state,
+        spec,
+        skip_head=skip_head,
+        allow_filter_change=allow_filter_change,
+        what=str(weights.path),
+        **options,
     )
     return Conversion(
-        path=path,
-        sha256=sha256,
+        weights=weights,
         key=key,
         prefix=prefix,
         original=original,

@@ -26,7 +26,7 @@ from aa_flax.weights.torch.fitting import (
     layout_for,
 )
 from aa_flax.weights.torch.layout import Layout, binomial_kernel, clean_names, detect_layout
-from aa_flax.weights.torch.names import Shapes, blur_sites, package_of, rules
+from aa_flax.weights.torch.names import Shapes, blur_sites, module_name, package_of, rules
 
 
 def convert_state_dict(
@@ -151,6 +151,18 @@ def tensors_in_layout(model: Network, layout: Layout, *, skip_head: bool = False
         array = rule.to_torch(np.asarray(variable[...]))
         state[rule.key] = np.array(array, np.promote_types(array.dtype, np.float32), order="C")
     return state
+
+
+def counts_in(state: Mapping[str, Any], spec: ModelSpec, what: str = "the state dict") -> dict[str, int]:
+    """The classes and channels that a state dict has, as far as it shows: `num_classes` and `in_channels`."""
+    tensors, network = clean_names(state, what), family_of(spec.name).network
+    places = (("num_classes", network.last_linear, 0), ("in_channels", network.first_conv, 1))
+    found = {}
+    for count, module, axis in places:
+        tensor = tensors.get(f"{module_name(module, spec)}.weight")
+        if tensor is not None and np.ndim(tensor) >= 2 and np.shape(tensor)[axis] > 0:
+            found[count] = np.shape(tensor)[axis]
+    return found
 
 
 def blurs_alike(layout: Layout, model: Network) -> bool:

@@ -1,5 +1,6 @@
 """Pretrained directories in Hugging Face's shape: `config.json` and `model.safetensors`."""
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,12 +15,21 @@ from aa_flax.files import whole_directory
 from aa_flax.local_paths import local_path
 from aa_flax.models.abstract import build_abstract
 from aa_flax.models.base import Network
-from aa_flax.models.specs import changed_spec, parse_spec, resolve_spec
+from aa_flax.models.specs import changed_spec, resolve_spec
 from aa_flax.models.variables import variables
-from aa_flax.weights.config import CONFIG_NAME, Preprocessing, PretrainedConfig, dump_config, read_config
+from aa_flax.weights.config import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    Preprocessing,
+    PretrainedConfig,
+    dump_config,
+    read_config,
+)
 from aa_flax.weights.errors import CheckpointError
 from aa_flax.weights.filling import fill, listing
 from aa_flax.weights.identity import spec_of
+from aa_flax.weights.input_channels import channel_statistics
+from aa_flax.weights.names import Weights, obtain
 from aa_flax.weights.provenance import Provenance, digest, known_of
 from aa_flax.weights.refit import refit
 from aa_flax.weights.safetensors_file import read_safetensors, write_safetensors
@@ -34,8 +44,6 @@ __all__ = [
     "save_pretrained",
     "variables",
 ]
-
-WEIGHTS_NAME = "model.safetensors"
 
 
 def save_pretrained(
@@ -105,8 +113,9 @@ def save_pretrained(
 
 
 def load_pretrained(
-    name_or_directory: str | os.PathLike[str],
+    name: str | os.PathLike[str],
     *,
+    spec: str | None = None,
     dtype: jax.typing.DTypeLike | None = None,
     pad_type: str | None = None,
     num_classes: int | None = None,
@@ -116,10 +125,20 @@ def load_pretrained(
 ) -> Network:
     """A network with its weights, in eval mode.
 
+    What is fetched is checked by its hash, kept in a cache, and never asked for again.
+
     Args:
-        name_or_directory: a directory that `save_pretrained` or `convert_weights.py` has written, or the spec of a
-            network with published weights, such as `resnet50_lpf4`: they are downloaded once, checked by their hash,
-            converted, and kept in a cache. A directory of that name comes first.
+        name: one of
+
+            - a directory that `save_pretrained` or `convert_weights.py` has written; a file `.pth`, `.safetensors`;
+            - a network with published weights: `resnet50_lpf4`, `resnet50_plain`, `resnetaa50.a1h_in1k`;
+              `list_pretrained` has them;
+            - a repository on the Hugging Face Hub, of this library's layout or timm's: `hf://owner/name[@revision]`;
+            - the https address of a `.pth` or `.safetensors`, perhaps with `#sha256=` and its first digits.
+
+            What lies on this disk comes first.
+        spec: which network a file is of that does not say so itself, such as `resnet50_lpf4`; weights of another one
+            are refused.
         dtype: what layers compute in. None means float32, or float64 where the stored weights are. The weights of a
             directory keep their stored types either way.
         pad_type: padding of every blur in place of the one that the network was trained with, such as `zero` for
@@ -131,44 +150,28 @@ def load_pretrained(
         rngs: source of fresh values; None means `nnx.Rngs(0)`.
 
     Returns:
-        The network; `model.provenance` keeps what `config.json` said of the weights.
+        The network; `model.provenance` keeps what is known of the weights.
 
     Raises:
-        FileNotFoundError: no such directory, or a file is missing in it.
+        FileNotFoundError: no such directory or file, or a file is missing in it.
         CheckpointError: (a ValueError) the files do not fit each other or the network (what is missing, left over or
             of another shape is listed), or hold NaN or infinite values.
-        ValueError: neither a directory nor a network, a network without published weights, or an address such as
-            gs://bucket/weights.
-        DownloadError: (an OSError) the published weights could not be fetched.
+        ValueError: no name of weights, such as gs://bucket/weights; a file whose network nobody says.
+        DownloadError: (an OSError) they could not be fetched; each address is named with its reason.
     """
-    directory = local_path(name_or_directory)
     changes = {"pad_type": pad_type, "num_classes": num_classes, "in_channels": in_channels, "frozen_bn": frozen_bn}
     changes = {name: value for name, value in changes.items() if value is not None}
-    rngs = nnx.Rngs(0) if rngs is None else rngs
-    if directory.is_dir():
-        return _load_directory(directory, dtype, changes, rngs)
-    if directory.exists():
-        raise CheckpointError(
-            f"{directory}: it is a file; convert it first: "
-            f"python convert_weights.py {directory} --model SPEC --output DIRECTORY"
-        )
-    try:
-        parse_spec(str(name_or_directory))
-    except ValueError as error:
-        if len(directory.parts) > 1 or not isinstance(name_or_directory, str):
-            raise FileNotFoundError(f"{directory}: there is no such directory") from error
-        raise ValueError(f"there is no directory {str(directory)!r} either: {error}") from error
-    return _load_published(str(name_or_directory), dtype, changes, rngs)
+    weights, rngs = obtain(name, spec=spec), nnx.Rngs(0) if rngs is None else rngs
+    if spec is not None and weights.config.model != str(wanted := resolve_spec(spec.partition(".")[0])):
+        raise ValueError(f"{name} holds {weights.config.model}, not {wanted}: leave spec out, or name others")
+    load = _load_converted if weights.converted else _load_checkpoint
+    return load(weights, dtype, changes, rngs)
 
 
-def _load_directory(
-    directory: Path, dtype: jax.typing.DTypeLike | None, changes: dict[str, Any], rngs: nnx.Rngs
+def _load_converted(
+    weights: Weights, dtype: jax.typing.DTypeLike | None, changes: dict[str, Any], rngs: nnx.Rngs
 ) -> Network:
-    config = read_config(directory)
-    spec = config.spec
-    path = directory / WEIGHTS_NAME
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: not found beside {CONFIG_NAME}; write the directory again")
+    path, config, spec = weights.path, weights.config, weights.config.spec
     try:
         arrays, metadata = read_safetensors(path)
     except CheckpointError as error:
@@ -183,19 +186,18 @@ def _load_directory(
     blocks = sum(config.options.get("depths", ()))
     if blocks > len(arrays):
         raise CheckpointError(
-            f"{directory / CONFIG_NAME}: options.depths ask for {blocks:,} blocks, but {WEIGHTS_NAME} has "
+            f"{path.parent / CONFIG_NAME}: options.depths ask for {blocks:,} blocks, but {WEIGHTS_NAME} has "
             f"{len(arrays):,} tensors: they do not belong together, write the directory again"
         )
     stored_wide = any(array.dtype == np.float64 for array in arrays.values())
     default = jnp.float64 if stored_wide else jnp.float32
-    compute = default if dtype is None else dtype
     wanted = changed_spec(spec, **changes)
     try:
-        model = build_abstract(wanted, dtype=compute)
+        model = build_abstract(wanted, dtype=default if dtype is None else dtype)
     except (TypeError, ValueError, ArithmeticError) as error:
         if not config.options:
             raise
-        raise CheckpointError(f"{directory / CONFIG_NAME}: its options make no network: {error}") from error
+        raise CheckpointError(f"{path.parent / CONFIG_NAME}: its options make no network: {error}") from error
     if wanted != spec:
         arrays = refit(arrays, spec, wanted, rngs=rngs, param_dtype=default)
     fill(model, arrays, what=str(path), keep_dtype=True)
@@ -204,23 +206,36 @@ def _load_directory(
     return model
 
 
-def _load_published(spec: str, dtype: jax.typing.DTypeLike | None, changes: dict[str, Any], rngs: nnx.Rngs) -> Network:
-    # Imported when needed: most programs never download anything.
-    from aa_flax.weights import catalog, mapping
+def _load_checkpoint(
+    weights: Weights, dtype: jax.typing.DTypeLike | None, changes: dict[str, Any], rngs: nnx.Rngs
+) -> Network:
+    # Imported when needed: most programs never read one.
+    from aa_flax.weights import mapping
     from aa_flax.weights.torch.reader import read_torch_checkpoint
 
-    path = catalog.fetch(spec)
-    compute = jnp.float32 if dtype is None else dtype
-    model = mapping.convert_state_dict(read_torch_checkpoint(path), spec, what=str(path), dtype=compute)
-    arrays, converted = _arrays(model), resolve_spec(spec)
-    wanted = changed_spec(converted, **changes)
-    if wanted != converted:
-        arrays = refit(arrays, converted, wanted, rngs=rngs, param_dtype=jnp.float32)
+    what, state = str(weights.path), read_torch_checkpoint(weights.path)
+    config = _counted(weights.config, mapping.counts_in(state, weights.config.spec, what))
+    spec, compute = config.spec, jnp.float32 if dtype is None else dtype
+    counts: dict[str, Any] = {"num_classes": spec.num_classes, "in_channels": spec.in_channels}
+    model = mapping.convert_state_dict(state, str(spec), what=what, dtype=compute, rngs=rngs, **counts)
+    arrays, wanted = _arrays(model), changed_spec(spec, **changes)
+    if wanted != spec:
+        arrays = refit(arrays, spec, wanted, rngs=rngs, param_dtype=jnp.float32)
         model = build_abstract(wanted, dtype=compute)
-        fill(model, arrays, what=str(path))
+        fill(model, arrays, what=what)
         model.eval()
-    model.provenance = Provenance(catalog.find(spec).config, digest(arrays))
+    model.provenance = Provenance(config, digest(arrays))
     return model
+
+
+def _counted(config: PretrainedConfig, counts: Mapping[str, int]) -> PretrainedConfig:
+    """The configuration with the classes and channels of the file that it is of."""
+    spec = changed_spec(config.spec, **counts)
+    if spec.in_channels == config.in_channels:
+        return dataclasses.replace(config, spec=spec)
+    mean, std = (channel_statistics(x, spec.in_channels) for x in (config.preprocessing.mean, config.preprocessing.std))
+    images = dataclasses.replace(config.preprocessing, mean=mean, std=std)
+    return dataclasses.replace(config, spec=spec, preprocessing=images, test_preprocessing=None)
 
 
 def _check_target(directory: Path, overwrite: bool) -> None:

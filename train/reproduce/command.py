@@ -163,13 +163,13 @@ def _measure_all(config: Config, chosen: Sequence[Row], photos: Photos, progress
             if weights is not None:
                 outcome.measured[row.stem] = _measured(config, row, weights, photos, progress)
             else:
-                outcome.missing.append((row.name, where_expected(row)))
+                outcome.missing.append((row.title, where_expected(row)))
         except UnreachableError as error:
             # One failed attempt is enough: the others would each wait as long.
             online = False
-            outcome.missing.append((row.name, f"{where_expected(row)}; {error}"))
+            outcome.missing.append((row.title, f"{where_expected(row)}; {error}"))
         except CommandError as error:
-            outcome.failed.append((row.name, str(error)))
+            outcome.failed.append((row.title, str(error)))
         progress.advance(networks)
     _add_earlier(config, photos, outcome)
     return outcome
@@ -192,7 +192,7 @@ def _add_earlier(config: Config, photos: Photos, outcome: Outcome) -> None:
     """Adds what earlier runs into this directory measured of networks that are not there, or not chosen, now."""
     failed = {name for name, _ in outcome.failed}
     for row in published_rows():
-        if row.stem in outcome.measured or row.name in failed:
+        if row.stem in outcome.measured or row.title in failed:
             continue
         known = read_measured(_results(config, row))
         if known is None or not comparable(known, photos, config.settings):
@@ -201,7 +201,7 @@ def _add_earlier(config: Config, photos: Photos, outcome: Outcome) -> None:
             # Times of an earlier run on another machine say nothing beside those of this one.
             known = dataclasses.replace(known, milliseconds=None)
         outcome.measured[row.stem] = known
-        outcome.missing = [(name, reason) for name, reason in outcome.missing if name != row.name]
+        outcome.missing = [(name, reason) for name, reason in outcome.missing if name != row.title]
 
 
 def _results(config: Config, row: Row) -> Path:
@@ -217,7 +217,7 @@ def _measured(config: Config, row: Row, weights: Weights, photos: Photos, progre
             return known
         found = timed_anew(known, weights, config.settings)
     else:
-        task = progress.add_task(row.name, total=len(photos.source))
+        task = progress.add_task(row.title, total=len(photos.source))
         found = measure(weights, photos, config.settings, progress=lambda count: progress.advance(task, count))
         progress.remove_task(task)
     write_measured(_results(config, row), found)
@@ -229,7 +229,7 @@ def _measured(config: Config, row: Row, weights: Weights, photos: Photos, progre
 
 def _say(progress: Progress, row: Row, found: Measured, note: str) -> None:
     """A line for each network, for people who wait and for logs, where bars are not drawn."""
-    text = f"{row.name}: top-1 {found.top1}, consistency {found.consistency}, {note}"
+    text = f"{row.title}: top-1 {found.top1}, consistency {found.consistency}, {note}"
     progress.console.print(text, soft_wrap=True)
 
 

@@ -1,15 +1,13 @@
 """Where the weights of the published rows are: on this disk, or where they can be fetched from."""
 
-import urllib.error
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from aa_flax.files import file_sha256
-from aa_flax.weights import catalog
-from aa_flax.weights.catalog import DownloadError
-from aa_flax.weights.config import CONFIG_NAME, Preprocessing, PretrainedConfig, read_config
-from aa_flax.weights.store import WEIGHTS_NAME
+from aa_flax.weights import names
+from aa_flax.weights.config import CONFIG_NAME, WEIGHTS_NAME, Preprocessing, PretrainedConfig, read_config
+from aa_flax.weights.download import DownloadError
 from train.errors import CommandError
 from train.reproduce.rows import Row, published_rows
 
@@ -50,8 +48,6 @@ def find(root: Path, row: Row) -> Weights | None:
     Raises:
         CommandError: A file by the published name that has another hash, or a broken directory.
     """
-    assert row.file_name is not None
-    assert row.sha256_prefix is not None
     file = root / row.file_name
     if file.is_file():
         digest = file_sha256(file)
@@ -84,7 +80,7 @@ def download(root: Path, row: Row, progress: Callable[[int, int | None], None]) 
 
     Args:
         root: Where to.
-        checkpoint: Which.
+        row: Which.
         progress: Called with the bytes got so far and in all.
 
     Raises:
@@ -92,11 +88,9 @@ def download(root: Path, row: Row, progress: Callable[[int, int | None], None]) 
         CommandError: The file could not be had whole.
     """
     try:
-        catalog.download(row, root, progress)
+        names.fetch(row, root, progress)
     except DownloadError as error:
-        cause = error.__cause__
-        offline = isinstance(cause, urllib.error.URLError) and not isinstance(cause, urllib.error.HTTPError)
-        if offline or isinstance(cause, TimeoutError):
+        if error.offline:
             raise UnreachableError("no connection to fetch it") from error
         raise CommandError(str(error)) from error
     found = find(root, row)

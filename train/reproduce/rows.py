@@ -14,35 +14,6 @@ from train.errors import CommandError
 
 FILTER_NAMES = {None: "Baseline", 2: "Rect-2", 3: "Tri-3", 4: "Tri-4", 5: "Bin-5"}
 
-# The published baselines are torchvision's first ImageNet weights of each network. Its file names
-# end in the first digits of the file's SHA-256.
-TORCHVISION_URL = "https://download.pytorch.org/models/"
-TORCHVISION_FILES = {
-    "alexnet": "alexnet-owt-7be5be79.pth",
-    "vgg11": "vgg11-8a719046.pth",
-    "vgg13": "vgg13-19584684.pth",
-    "vgg16": "vgg16-397923af.pth",
-    "vgg19": "vgg19-dcbb9e9d.pth",
-    "vgg11_bn": "vgg11_bn-6002323d.pth",
-    "vgg13_bn": "vgg13_bn-abd245e5.pth",
-    "vgg16_bn": "vgg16_bn-6c64b313.pth",
-    "vgg19_bn": "vgg19_bn-c79401a0.pth",
-    "resnet18": "resnet18-f37072fd.pth",
-    "resnet34": "resnet34-b627a593.pth",
-    "resnet50": "resnet50-0676ba61.pth",
-    "resnet101": "resnet101-63fe2227.pth",
-    "resnet152": "resnet152-394f9c45.pth",
-    "resnext50_32x4d": "resnext50_32x4d-7cdf4587.pth",
-    "resnext101_32x8d": "resnext101_32x8d-8ba56ff5.pth",
-    "wide_resnet50_2": "wide_resnet50_2-95faca4d.pth",
-    "wide_resnet101_2": "wide_resnet101_2-32ee1156.pth",
-    "densenet121": "densenet121-a639ec97.pth",
-    "densenet161": "densenet161-8d451a50.pth",
-    "densenet169": "densenet169-b2777c0a.pth",
-    "densenet201": "densenet201-c1103571.pth",
-    "mobilenet_v2": "mobilenet_v2-b0353104.pth",
-}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
@@ -82,12 +53,16 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Row(Published):
-    """A published row; baselines have torchvision's file.
+    """A published row.
 
     Attributes:
+        top1: Published accuracy, percent.
+        consistency: Published consistency, percent.
         measured: What was measured of it here; None where nothing was.
     """
 
+    top1: float
+    consistency: float
     measured: Measured | None = None
 
     @property
@@ -96,7 +71,7 @@ class Row(Published):
         return self.top1, self.consistency
 
     @property
-    def name(self) -> str:
+    def title(self) -> str:
         """What a person calls it."""
         return f"{self.spec} ({self.training})"
 
@@ -112,8 +87,8 @@ class Row(Published):
 
 
 def published_rows() -> list[Row]:
-    """Everything in `aa_flax.weights.catalog`; ResNet-18 comes before ResNet-101."""
-    rows = [Row(**{**vars(entry), **_file(entry)}) for entry in catalog.published()]
+    """The networks of `aa_flax.weights.catalog` whose consistency is published; ResNet-18 comes before ResNet-101."""
+    rows = [Row(**vars(entry)) for entry in catalog.published() if entry.consistency is not None]
     return sorted(rows, key=lambda row: _natural(row.model))
 
 
@@ -125,7 +100,7 @@ def choose(rows: Sequence[Row], patterns: Sequence[str]) -> list[Row]:
     """
 
     def matches(row: Row, pattern: str) -> bool:
-        return any(fnmatch.fnmatchcase(name, pattern) for name in (row.model, row.spec, row.name))
+        return any(fnmatch.fnmatchcase(name, pattern) for name in (row.model, row.spec, row.title))
 
     for pattern in patterns:
         if not any(matches(row, pattern) for row in rows):
@@ -144,14 +119,6 @@ def timed(rows: Iterable[Row]) -> list[tuple[Row, Measured, float]]:
     """The rows whose forward pass was timed here, with what was measured and the milliseconds."""
     found = [(row, row.measured) for row in rows if row.measured]
     return [(row, m, m.milliseconds) for row, m in found if m.milliseconds is not None]
-
-
-def _file(entry: Published) -> dict[str, str]:
-    if entry.url is not None:
-        return {}
-    name = TORCHVISION_FILES[entry.model]
-    prefix = name.removesuffix(".pth").rpartition("-")[2]
-    return {"url": TORCHVISION_URL + name, "sha256_prefix": prefix}
 
 
 def _natural(name: str) -> list[tuple[str, int]]:
