@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 
+from aa_flax.models.registry import MODELS
 from aa_flax.models.specs import resolve_spec
 from aa_flax.weights.config import Preprocessing, PretrainedConfig
 
@@ -145,7 +146,7 @@ def published() -> tuple[Published, ...]:
 
     Sources: the tables of github.com/adobe/antialiased-cnns, whose checkpoints are under CC BY-NC-SA 4.0; torchvision's
     first weights of each network, the baselines of these tables, whose licence nobody states; the anti-aliased networks
-    of timm on the Hugging Face Hub, under Apache-2.0, TResNet apart.
+    of timm on the Hugging Face Hub, under Apache-2.0, as far as this library has them.
     """
     mirrors: dict[str, list[Source]] = {}
     for row in _rows("mirrors"):
@@ -231,7 +232,8 @@ def _reference(mirrors: dict[str, list[Source]]) -> Iterator[Published]:
 
 
 def _timm() -> Iterator[Published]:
-    for row in _rows("timm"):
+    # Rows of networks that this library does not have are facts for whoever adds them.
+    for row in filter(lambda row: row["model"] in MODELS, _rows("timm")):
         test = row["test_size"] != ""
         yield Published(
             model=row["model"],
