@@ -16,13 +16,13 @@ import matplotlib
 matplotlib.use("Agg")
 import numpy as np
 import tyro
+from flax import nnx
 from matplotlib import pyplot as plt
 from rich.table import Table
 
 from aa_flax import consistency
 from aa_flax.files import write_atomically
 from aa_flax.local_paths import check_local_paths
-from aa_flax.models.base import Network
 from train.console import open_console
 from train.data import Dataset, open_dataset
 from train.errors import CommandError
@@ -71,7 +71,7 @@ class Outcome:
         predictions: (images, shifts) the answers as a digit moves along the diagonal.
     """
 
-    model: Network
+    model: nnx.Module
     scores: dict[str, float]
     predictions: np.ndarray
 

@@ -31,6 +31,7 @@ COMMANDS = {
     "evaluate": Command("train.evaluate.command", "measure accuracy and shift consistency on photos"),
     "reproduce": Command("train.reproduce.command", "measure the published networks again, as a report"),
     "explain": Command("train.explain.command", "show what a network says of one photo as it shifts"),
+    "video": Command("train.video.command", "measure how often a prediction changes from frame to frame"),
     "prepare": Command("train.data.prepare", "write a TFDS data set as array_record, once"),
 }
 

@@ -28,6 +28,8 @@ order of these numbers, by definition). Padded images are dropped from the array
 - any other callable, called as it is with a `jax.Array` of at most `device_batch` crops: jit it
   yourself. It need not be JAX: what it returns is read with `np.asarray`.
 
+`Video` measures the frames of one video, in their order: how often neighbours are predicted differently.
+
 `preprocess` (for instance `Normalise()`) is applied to the crops before `fn`. The docs page
 docs/measuring.md defines every protocol and says what it does not say.
 """
@@ -43,6 +45,7 @@ from aa_flax.consistency.fixed import Accuracy, Diagonal, Exact, WorstCase
 from aa_flax.consistency.pairs import Circular, Crop, Fractional, Pairs, Zhang2019
 from aa_flax.consistency.protocol import ShiftProtocol, gather
 from aa_flax.consistency.result import Estimate, Result
+from aa_flax.consistency.video import Video, over_videos
 from aa_flax.consistency.views import Normalise, fourier_shift
 
 PROTOCOLS: dict[str, type[ShiftProtocol]] = {
@@ -106,10 +109,12 @@ __all__ = [
     "Pairs",
     "Result",
     "ShiftProtocol",
+    "Video",
     "WorstCase",
     "Zhang2019",
     "agreement_by_distance",
     "create_protocol",
     "fourier_shift",
     "gather",
+    "over_videos",
 ]

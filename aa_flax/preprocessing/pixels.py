@@ -11,7 +11,8 @@ import stat
 import struct
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -84,6 +85,13 @@ def decode(file: BinaryIO) -> np.ndarray:
         UnreadableImageError: no image that Pillow reads, a damaged or oversized one, or one of floating-point or
             32-bit values.
     """
+    with opened(file) as image:
+        return rgb(image)
+
+
+@contextmanager
+def opened(file: BinaryIO) -> Iterator[Any]:
+    """An image of Pillow's; whatever its readers find wrong, then or later, is an `UnreadableImageError`."""
     Image, size = pillow(), ""
     try:
         with warnings.catch_warnings():
@@ -91,7 +99,7 @@ def decode(file: BinaryIO) -> np.ndarray:
             warnings.simplefilter("ignore")
             with Image.open(_Reader(file)) as image:
                 size = f" for its {image.width}x{image.height} pixels"
-                return rgb(image)
+                yield image
     except Image.UnidentifiedImageError:
         raise UnreadableImageError("not an image that Pillow knows") from None
     except MemoryError as error:

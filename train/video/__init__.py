@@ -1,0 +1,1 @@
+"""`python -m train video`: how often a network changes its mind from frame to frame."""
