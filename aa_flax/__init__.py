@@ -15,6 +15,7 @@ from aa_flax.downsample import (
     ContentAdaptiveBlur,
     Downsample,
     IdealLowPass,
+    LearnablePolyphase,
 )
 from aa_flax.export import ExportedNetwork, export, load_exported
 from aa_flax.hub import load_from_hub, push_to_hub
@@ -61,6 +62,7 @@ __all__ = [
     "Downsample",
     "ExportedNetwork",
     "IdealLowPass",
+    "LearnablePolyphase",
     "ModelSpec",
     "Network",
     "Preprocessing",

@@ -6,12 +6,14 @@ before those are batch, however many. Every layer and function on maps follows t
 
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from aa_flax.meshes import require_whole
+
+Text = TypeVar("Text", bound=str)
 
 
 def spatial_axes(caller: str, x: jax.Array, spatial_dims: int | None) -> range:
@@ -105,3 +107,10 @@ def _index(value: Any) -> int | None:
         return operator.index(value)
     except TypeError:
         return None
+
+
+def one_of(argument: str, value: Text, choices: Sequence[Text]) -> Text:
+    """The value of an argument that has to be one of some words; ValueError if it is none."""
+    if value not in choices:
+        raise ValueError(f"{argument} must be one of {', '.join(choices)}, got {value!r}")
+    return value

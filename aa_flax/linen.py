@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import linen, nnx
 from flax.traverse_util import flatten_dict
 
+from aa_flax.downsample import LearnablePolyphase
 from aa_flax.models.abstract import build_abstract
 from aa_flax.models.base import ModelSpec, Network
 from aa_flax.models.create import build_model
@@ -111,7 +112,7 @@ class LinenNetwork(linen.Module):
         trees = [{k: self.get_variable(name, k) for k in abstract[name]} for name in _COLLECTIONS]
         network = nnx.merge(graphdef, *trees)
         network.train() if train else network.eval()
-        rngs = nnx.Rngs(dropout=self.make_rng("dropout")) if train and _drops_out(network) else None
+        rngs = nnx.Rngs(dropout=self.make_rng("dropout")) if train and _draws(network) else None
         y = getattr(network, method)(x, rngs=rngs)
         if updates:
             for name, value in _trees(network)["batch_stats"].items():
@@ -188,5 +189,9 @@ def _flat(tree: Tree) -> dict[str, Any]:
     }
 
 
-def _drops_out(network: nnx.Module) -> bool:
-    return any(isinstance(m, nnx.Dropout) and m.rate > 0 for _, m in nnx.iter_modules(network))
+def _draws(network: nnx.Module) -> bool:
+    """Whether training draws random numbers."""
+    modules = [module for _, module in nnx.iter_modules(network)]
+    return any(isinstance(m, nnx.Dropout) and m.rate > 0 for m in modules) or any(
+        isinstance(m, LearnablePolyphase) and m.mode == "gumbel" for m in modules
+    )

@@ -35,6 +35,7 @@ KINDS = {
     "plain": lambda: densenet("densenet121_plain"),
     "anti-aliased": lambda: densenet("densenet121_lpf3"),
     "aps": lambda: densenet("densenet121_lpf3", downsample="aps"),
+    "lps": lambda: densenet("densenet121_lpf3", downsample="lps"),
     "ddac": lambda: densenet("densenet121_lpf3", downsample="ddac"),
     "dilated": lambda: with_values(lambda: abstract_model("resnet50_lpf3", **DILATED)),
     "folded": lambda: aa_flax.fold_batchnorm(densenet("densenet121_lpf3")),
@@ -70,7 +71,7 @@ def _step(graphdef, params, rest, x):
     def loss(params):
         model = nnx.merge(graphdef, params, rest, copy=True)
         model.train()
-        return jnp.square(model(x)).mean(), nnx.state(model, nnx.BatchStat)
+        return jnp.square(model(x, rngs=nnx.Rngs(0))).mean(), nnx.state(model, nnx.BatchStat)
 
     grads, statistics = jax.grad(loss, has_aux=True)(params)
     return jax.tree.map(lambda p, g: p - 1e-3 * g, params, grads), statistics
@@ -139,9 +140,9 @@ def is_refused(kind: str, before: tuple[str, ...], name: str) -> bool:
     if name == "antialias":
         return "antialias" in before
     # A stem that blurs in a network that subsamples in another way; blurs in some places only.
-    undescribed = kind == "where" or ("antialias" in before and kind in ("aps", "ddac"))
+    undescribed = kind == "where" or ("antialias" in before and kind in ("aps", "lps", "ddac"))
     if name == "torch":
-        return undescribed or kind in ("aps", "ddac", "folded") or "fold" in before
+        return undescribed or kind in ("aps", "lps", "ddac", "folded") or "fold" in before
     return name in NEEDS_SPEC and undescribed
 
 
@@ -244,7 +245,7 @@ def test_a_blur_that_no_spec_has_is_not_claimed():
     assert aa_flax.antialias(part, 3)[0].spec is None
 
 
-@pytest.mark.parametrize("downsample", ["blur", "aps", "ddac", "ideal"])
+@pytest.mark.parametrize("downsample", ["blur", "aps", "lps", "ddac", "ideal"])
 def test_anti_aliased_networks_are_known_as_such(downsample):
     model = densenet("densenet121_lpf3", downsample=downsample, pool_only=False)
     with pytest.raises(ValueError, match=r"^nothing to antialias in DenseNet: every stride is already anti-aliased$"):

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 import aa_flax
-from aa_flax.downsample import ideal_matrix
+from aa_flax.downsample import METHODS, ideal_matrix
 from aa_flax.models.abstract import abstract_model
 from aa_flax.models.batch_norm import FrozenBatchNorm
 from aa_flax.models.layers import Builder
@@ -412,8 +412,12 @@ def test_ideal_filter_lets_no_alias_through():
     [
         ("alexnet", "ddac"),
         ("vgg11", "ideal"),
-        *(("resnet18", kind) for kind in ("aps", "ddac", "ideal")),
+        *(("resnet18", kind) for kind in ("aps", "lps", "ddac", "ideal")),
         ("mobilenet_v2", "ddac"),
+        ("mobilenet_v2", "lps"),
+        ("vgg11", "lps"),
+        ("alexnet", "lps"),
+        ("densenet121", "lps"),
         ("densenet121", "aps"),
     ],
 )
@@ -424,8 +428,8 @@ def test_every_family_takes_every_downsampling(name, kind):
     model = abstract_model(f"{name}_lpf3", num_classes=3, downsample=kind)
     model.eval()
     new = paths(model) - paths(abstract_model(f"{name}_lpf3", num_classes=3))
-    assert bool(new) == (kind == "ddac")
-    assert all("blur" in path.split(".")[-3] for path in new)
+    assert bool(new) == METHODS[kind].has_parameters
+    assert all("blur" in path for path in new)
     assert dict(model.spec.options) == {"downsample": kind}
     graphdef, state = nnx.split(model)
     y = jax.eval_shape(lambda s, x: nnx.merge(graphdef, s)(x), state, jax.ShapeDtypeStruct((2, 65, 71, 3), jnp.float32))
@@ -442,7 +446,7 @@ def test_a_network_with_filters_of_its_own_is_saved_and_loaded(tmp_path):
 
 
 def test_misuse_of_the_networks_options():
-    with pytest.raises(ValueError, match="downsample must be one of blur, aps, ddac, ideal, asap, got 'wavelet'"):
+    with pytest.raises(ValueError, match="downsample must be one of blur, aps, lps, ddac, ideal, asap, got 'wavelet'"):
         abstract_model("resnet18", downsample="wavelet")
     with pytest.raises(ValueError, match="'resnet18_plain' has no blur for downsample='aps'"):
         abstract_model("resnet18_plain", downsample="aps")

@@ -130,7 +130,7 @@ def test_values_of_families(name, axes, what):
 VARIANTS: dict[str, tuple[str, str, dict[str, Any], str | None]] = {
     **{f"{name}-plain": (name, "_plain", {}, None) for name in FAMILIES},
     **{f"{name}-{platform}": (name, "", {}, platform) for name in FAMILIES for platform in ("cuda", "tpu")},
-    **{f"resnet-{kind}": ("resnet", "", {"downsample": kind}, None) for kind in ("aps", "ddac", "ideal")},
+    **{f"resnet-{kind}": ("resnet", "", {"downsample": kind}, None) for kind in ("aps", "lps", "ddac", "ideal")},
     "resnet-circular": ("resnet", "", {"circular": True, "pad_type": "circular", "pool_only": False}, None),
     "resnet-frozen": ("resnet", "", {"frozen_bn": True}, None),
 }
@@ -183,6 +183,7 @@ def layers() -> dict[str, tuple[Any, int]]:
         "BlurPool2D": (aa_flax.BlurPool2D(), 2),
         "BlurPool3D": (aa_flax.BlurPool3D(), 3),
         "aps": (aa_flax.AdaptivePolyphase(), 2),
+        "lps": (aa_flax.LearnablePolyphase(8, 3, mode="convex", rngs=rngs), 2),
         "ddac": (aa_flax.ContentAdaptiveBlur(8, rngs=rngs), 2),
         "ideal": (aa_flax.IdealLowPass(), 2),
         "BlurUpsample": (aa_flax.BlurUpsample(), 2),

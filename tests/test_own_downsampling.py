@@ -96,7 +96,7 @@ def test_by_surgery():
     with pytest.raises(ValueError, match="already anti-aliased"):
         aa_flax.antialias(model, 3, where=lambda path, layer: path != "stem.conv")
     with pytest.raises(
-        ValueError, match="must be one of blur, aps, ddac, ideal, asap, means or a function, got 'mean'"
+        ValueError, match="must be one of blur, aps, lps, ddac, ideal, asap, means or a function, got 'mean'"
     ):
         aa_flax.antialias(plain, 3, downsample="mean")
 
@@ -106,7 +106,7 @@ def test_in_the_trainer(capsys):
     assert config.net.family_options()["downsample"] == "means"
     with pytest.raises(SystemExit):
         parse(["--help"], "fit")
-    assert "{blur,aps,ddac,ideal,asap,means}" in capsys.readouterr().out
+    assert "{blur,aps,lps,ddac,ideal,asap,means}" in capsys.readouterr().out
 
 
 def test_a_class_without_a_constructor_for_networks_says_so(monkeypatch):

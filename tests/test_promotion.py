@@ -32,7 +32,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 CASES = {name: (name, {}, "bfloat16", 1) for name in NETWORKS}
 CASES["alexnet in parts"] = ("alexnet", {"filter_size": None}, "float32", 2)
 CASES["plain"] = ("resnet18", {"filter_size": None}, "float32", 1)
-CASES |= {kind: ("resnet18", {"downsample": kind}, "bfloat16", 1) for kind in ("aps", "ddac", "ideal")}
+CASES |= {kind: ("resnet18", {"downsample": kind}, "bfloat16", 1) for kind in ("aps", "lps", "ddac", "ideal")}
 CASES["frozen"] = ("resnet18", {"frozen_bn": True}, "bfloat16", 1)
 AUGMENTATION = Augmentation(shift=2, flip=True)
 RULE = Preprocessing(resize=20, crop=12)
@@ -64,7 +64,7 @@ def test_a_network_is_updated_and_evaluated(case):
     def prepare(images: jax.Array, step: jax.Array) -> jax.Array:
         return augment(images, seed=0, step=step, augmentation=AUGMENTATION, preprocessing=RULE)
 
-    options = StepOptions(accumulate=parts, label_smoothing=0.1, ema=0.99)
+    options = StepOptions(accumulate=parts, label_smoothing=0.1, ema=0.99, temperature=rate)
     update = make_train_step(graphdef, optimizer, rate, prepare, options)
     state = jax.eval_shape(lambda *trees: initial_state(*trees, optimizer, ema=True), params, stats)
     batch = {"image": jax.ShapeDtypeStruct((8, 63, 63, 3), jnp.uint8), "label": jax.ShapeDtypeStruct((8,), jnp.int32)}

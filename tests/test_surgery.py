@@ -512,7 +512,7 @@ def test_find_strided_follows_the_surgery():
     assert not hasattr(model, "_strided_scope")
 
 
-@pytest.mark.parametrize("downsample", ["blur", "aps", "ddac", "ideal"])
+@pytest.mark.parametrize("downsample", ["blur", "aps", "lps", "ddac", "ideal"])
 def test_layers_of_this_package_are_no_findings(downsample):
     model = abstract_model("resnet18", num_classes=2, pool_only=False, downsample=downsample)
     assert aa_flax.find_strided(model, jax.ShapeDtypeStruct((1, 33, 33, 3), jnp.float32)) == ()

@@ -291,7 +291,7 @@ def test_other_layers_misused():
     model = block()
     for options, message in (
         ({"downsample": "ddac"}, r"downsample='ddac' has parameters: give rngs=nnx.Rngs\(0\)"),
-        ({"downsample": "mean"}, "downsample must be one of blur, aps, ddac, ideal, asap or a function, got 'mean'"),
+        ({"downsample": "mean"}, "must be one of blur, aps, lps, ddac, ideal, asap or a function, got 'mean'"),
         ({"downsample": "aps", "place": "before"}, "place='before' lets the convolution subsample"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -5,10 +5,11 @@ samples for an axis of N, so that they can stand in for each other. What is in `
 files and the trainer know as `downsample`.
 """
 
-from aa_flax.downsample.base import Downsample, Site
+from aa_flax.downsample.base import Choice, Downsample, Site
 from aa_flax.downsample.blur import BlurPool, BlurPool1D, BlurPool2D, BlurPool3D, blur_layer
 from aa_flax.downsample.content_adaptive import ContentAdaptiveBlur
 from aa_flax.downsample.ideal import HammingLowPass, IdealLowPass, ideal_matrix
+from aa_flax.downsample.learnable import LearnablePolyphase, Temperature
 from aa_flax.downsample.polyphase import AdaptivePolyphase
 
 __all__ = [
@@ -18,11 +19,14 @@ __all__ = [
     "BlurPool1D",
     "BlurPool2D",
     "BlurPool3D",
+    "Choice",
     "ContentAdaptiveBlur",
     "Downsample",
     "HammingLowPass",
     "IdealLowPass",
+    "LearnablePolyphase",
     "Site",
+    "Temperature",
     "blur_layer",
     "ideal_matrix",
 ]
@@ -31,6 +35,7 @@ __all__ = [
 METHODS: dict[str, type[Downsample]] = {
     "blur": BlurPool,
     "aps": AdaptivePolyphase,
+    "lps": LearnablePolyphase,
     "ddac": ContentAdaptiveBlur,
     "ideal": IdealLowPass,
     "asap": HammingLowPass,

@@ -27,6 +27,7 @@ class Site:
         dtype: what layers compute in.
         param_dtype: dtype of parameters.
         rngs: source of initial values; None where no layer with parameters may stand.
+        follows: whether the layer is always told what another path has chosen, as in the shortcut of a residual block.
     """
 
     strides: tuple[int, ...]
@@ -37,6 +38,28 @@ class Site:
     dtype: jax.typing.DTypeLike | None = None
     param_dtype: jax.typing.DTypeLike = jnp.float32
     rngs: nnx.Rngs | None = None
+    follows: bool = False
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Which phase of a map is kept, for each example, or how much of each: what other paths are to follow.
+
+    Attributes:
+        count: how many phases there were, a number for each product of strides.
+        index: whole numbers (batch...) where one phase is kept, the last axis's first sample changing fastest.
+        weights: (phases, batch...) with sum one where the phases are mixed.
+    """
+
+    count: int = dataclasses.field(metadata={"static": True})
+    index: jax.Array | None = None
+    weights: jax.Array | None = None
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        """The shape of the batch that it was made for."""
+        return self.weights.shape[1:] if self.index is None else self.index.shape
 
 
 class Downsample(nnx.Module):
@@ -49,32 +72,47 @@ class Downsample(nnx.Module):
         title: the method in a few words, for model cards.
         has_parameters: whether layers can only be made where channels and `rngs` are known.
         alias_free: whether nothing folds over, so that shifts by any fraction of a sample commute with the layer.
+        exact: whether a network that is circular throughout answers rolled images as it does the image.
     """
 
     title: ClassVar[str] = "a method of its own"
     has_parameters: ClassVar[bool] = False
     alias_free: ClassVar[bool] = False
+    exact: ClassVar[bool] = False
 
     @classmethod
     def at(cls, site: Site) -> "Downsample":
         """The layer for a place in a network."""
         raise NotImplementedError(f"{cls.__name__} does not say how it is made for a network: define its method at")
 
-    def __call__(self, x: jax.Array, like: jax.Array | None = None) -> jax.Array:
+    def choose(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> "jax.Array | Choice":
+        """What this layer and others are to follow, to be given to them as `like`.
+
+        Args:
+            x: the map that decides, floating point (..., spatial..., C).
+            rngs: source of noise, for layers that draw some in training.
+
+        Returns:
+            A `Choice` of layers that choose; otherwise the map itself.
+        """
+        return x
+
+    def __call__(self, x: jax.Array, like: "jax.Array | Choice | None" = None) -> jax.Array:
         """Subsamples the spatial axes of `x`.
 
         Args:
             x: floating point array (..., spatial..., C).
-            like: the map of another path, of the same batch and spatial size as `x`, whose choices are to be
-                followed where the layer chooses: the shortcut of a residual block has to keep the samples that
-                the main path keeps. Layers that choose nothing ignore it.
+            like: what `choose` has given for another path, or the map of that path, of the same batch and spatial
+                size as `x`: the shortcut of a residual block has to keep the samples that the main path keeps. None
+                lets the layer choose by `x`. Layers that choose nothing ignore it.
         """
         raise NotImplementedError
 
     @property
     def settings(self) -> tuple[Any, ...]:
-        """What decides the layer's function besides its variables, in the order of the attributes' names."""
-        given = {key: value for key, value in vars(self).items() if not key.startswith("_pytree__")}
+        """What decides the layer's function besides its variables and mode, in the order of the attributes' names."""
+        aside = ("deterministic", "noise")
+        given = {key: v for key, v in vars(self).items() if not key.startswith("_pytree__") and key not in aside}
         return tuple(v for _, v in sorted(given.items()) if not isinstance(v, nnx.Module | nnx.Variable))
 
 

@@ -1,17 +1,19 @@
 """Adaptive polyphase sampling: the grid with the most energy."""
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import Literal, get_args
 
 import jax
-import jax.numpy as jnp
-from jax import lax
+from flax import nnx
 
 from aa_flax import blurpool
-from aa_flax.axes import per_axis, whole_number
+from aa_flax.axes import one_of, per_axis, whole_number
 from aa_flax.blurpool import blur_axes
-from aa_flax.downsample.base import Downsample, Site, map_axes, pad
-from aa_flax.downsample.energies import most_energetic
+from aa_flax.downsample.base import Choice, Downsample, Site, map_axes
+from aa_flax.downsample.energies import CRITERIA, Criterion, largest_map
+from aa_flax.downsample.phases import chosen, phases
+
+ChooseOn = Literal["blurred", "unblurred"]
 
 
 class AdaptivePolyphase(Downsample):
@@ -30,6 +32,10 @@ class AdaptivePolyphase(Downsample):
         filter_size: taps of the blur before the choice; 1 chooses without blur, as in the paper's plain APS.
         stride: subsampling, one number or one for each spatial axis.
         pad_type: padding of the blur; only `circular` keeps the guarantee at the border.
+        criterion: what is compared: the norm `l2`, `l1` or `linf`, the largest number (`max`), or the norm that is to
+            be smallest (`smallest_l2`, `smallest_l1`).
+        choose_on: the phases of which map are compared, the `blurred` one as in the paper or the `unblurred` one as in
+            the authors' networks for CIFAR-10.
         end_pad_type: what fills up the end of such an axis; None means `pad_type`. The authors' code always wraps
             there: `circular`.
         spatial_dims: spatial axes.
@@ -39,6 +45,7 @@ class AdaptivePolyphase(Downsample):
     """
 
     title = "adaptive polyphase sampling"
+    exact = True
 
     @classmethod
     def at(cls, site: Site) -> Downsample:
@@ -50,38 +57,36 @@ class AdaptivePolyphase(Downsample):
         stride: int | Sequence[int] = 2,
         pad_type: str = "circular",
         *,
+        criterion: Criterion = "l2",
+        choose_on: ChooseOn = "blurred",
         end_pad_type: str | None = None,
         spatial_dims: int = 2,
     ):
         self.filter_size = whole_number("filter_size", filter_size)
         self.stride = per_axis("stride", stride, spatial_dims)
         self.pad_type = blurpool.canonical_pad_type(pad_type)
+        self.criterion = one_of("criterion", criterion, [c for c in CRITERIA if c != "sum"])
+        self.choose_on = one_of("choose_on", choose_on, get_args(ChooseOn))
         self.end_pad_type = self.pad_type if end_pad_type is None else blurpool.canonical_pad_type(end_pad_type)
 
-    def __call__(self, x: jax.Array, like: jax.Array | None = None) -> jax.Array:
+    def choose(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> Choice:
+        """The phase to keep of each example; nothing is drawn."""
+        found = self._phases(x, blurred=self.choose_on == "blurred")
+        return Choice(len(found), largest_map(found, len(self.stride) + 1, self.criterion))
+
+    def __call__(self, x: jax.Array, like: jax.Array | Choice | None = None) -> jax.Array:
         """Subsamples; with `like` on the grids chosen for that map.
 
         Raises:
             ValueError: if batch or sizes of `like` are not those of `x`.
         """
-        if like is not None and like.shape[:-1] != x.shape[:-1]:
+        if not isinstance(like, Choice | None) and like.shape[:-1] != x.shape[:-1]:
             raise ValueError(f"like must have the batch and sizes of the map {x.shape}, got {like.shape}")
-        phases = list(self._phases(x))
-        guide = phases if like is None else list(self._phases(like))
-        chosen = most_energetic(guide, len(self.stride) + 1)
-        chosen = chosen.reshape(*chosen.shape, *(1,) * (len(self.stride) + 1))
-        y = phases[0]
-        for i, phase in enumerate(phases[1:], 1):
-            y = jnp.where(chosen == i, phase, y)
-        return y
+        choice = like if isinstance(like, Choice) else self.choose(x if like is None else like)
+        return chosen(self._phases(x), choice)
 
-    def _phases(self, x: jax.Array) -> Iterator[jax.Array]:
+    def _phases(self, x: jax.Array, *, blurred: bool = True) -> list[jax.Array]:
         axes = map_axes(self, x, len(self.stride))
-        x = blur_axes(x, axes, self.filter_size, 1, self.pad_type, 0)
-        for axis, stride in zip(axes, self.stride, strict=True):
-            x = pad(x, axis, 0, -x.shape[axis] % stride, self.end_pad_type)
-        for offsets in itertools.product(*map(range, self.stride)):
-            phase = x
-            for axis, offset, stride in zip(axes, offsets, self.stride, strict=True):
-                phase = lax.slice_in_dim(phase, offset, None, stride, axis)
-            yield phase
+        if blurred:
+            x = blur_axes(x, axes, self.filter_size, 1, self.pad_type, 0)
+        return phases(x, axes, self.stride, self.end_pad_type)

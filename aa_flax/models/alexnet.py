@@ -13,7 +13,7 @@ from aa_flax.downsample import Downsample
 from aa_flax.models.base import Network
 from aa_flax.models.family import Family, Recipe, TorchNames
 from aa_flax.models.initialisers import torch_default, torch_default_bias
-from aa_flax.models.layers import Builder
+from aa_flax.models.layers import Builder, subsample
 from aa_flax.plain_pooling import adaptive_avg_pool, global_avg_pool, max_pool
 
 
@@ -78,27 +78,27 @@ class AlexNet(Network):
         self.fc8 = build.linear(4096, num_classes)
         self.dropout = nnx.Dropout(0.5)
 
-    def _stem(self, x: jax.Array) -> jax.Array:
+    def _stem(self, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
         x = self.conv1(x)
         if self.config.pool_only:
             return x
         if self.stem_blur is None:
             return jax.nn.relu(x)
         if self.config.relu_first:
-            return self.stem_blur(jax.nn.relu(x))
-        return jax.nn.relu(self.stem_blur(x))
+            return subsample(self.stem_blur, jax.nn.relu(x), rngs)
+        return jax.nn.relu(subsample(self.stem_blur, x, rngs))
 
-    def _pool(self, x: jax.Array, blur: Downsample | None) -> jax.Array:
-        return max_pool(x, 3, 2) if blur is None else blur(max_pool(x, 3, 1))
+    def _pool(self, x: jax.Array, blur: Downsample | None, rngs: nnx.Rngs | None) -> jax.Array:
+        return max_pool(x, 3, 2) if blur is None else subsample(blur, max_pool(x, 3, 1), rngs)
 
     def _pyramid(self, x: jax.Array, rngs: nnx.Rngs | None) -> tuple[jax.Array, ...]:
         """The last map before each pool, and the last pool's."""
-        stem = self._stem(x)
-        second = jax.nn.relu(self.conv2(self._pool(stem, self.blur1)))
-        x = jax.nn.relu(self.conv3(self._pool(second, self.blur2)))
+        stem = self._stem(x, rngs)
+        second = jax.nn.relu(self.conv2(self._pool(stem, self.blur1, rngs)))
+        x = jax.nn.relu(self.conv3(self._pool(second, self.blur2, rngs)))
         x = jax.nn.relu(self.conv4(x))
         fifth = jax.nn.relu(self.conv5(x))
-        return stem, second, fifth, self._pool(fifth, self.blur5)
+        return stem, second, fifth, self._pool(fifth, self.blur5, rngs)
 
     def _logits(self, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
         if self.headless:

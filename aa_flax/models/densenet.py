@@ -14,7 +14,7 @@ from jax.nn.initializers import zeros
 from aa_flax.models.base import Network
 from aa_flax.models.family import Family, TorchNames
 from aa_flax.models.initialisers import he_fan_in
-from aa_flax.models.layers import Builder
+from aa_flax.models.layers import Builder, subsample
 from aa_flax.plain_pooling import avg_pool, global_avg_pool, max_pool
 
 
@@ -86,9 +86,9 @@ class Transition(nnx.Module):
         self.norm, self.conv = build.bn(cin), build.conv(cin, cin // 2, 1)
         self.blur = build.blur(cin // 2) if build.antialiased else None
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         x = self.conv(jax.nn.relu(self.norm(x)))
-        return avg_pool(x, 2, 2) if self.blur is None else self.blur(x)
+        return avg_pool(x, 2, 2) if self.blur is None else subsample(self.blur, x, rngs)
 
 
 class DenseNet(Network):
@@ -133,9 +133,9 @@ class DenseNet(Network):
         """The output of each dense block, the last after its ReLU."""
         x = jax.nn.relu(self.norm0(self.conv0(x)))
         if self.stem_blur is not None:
-            x = self.stem_blur(x)
+            x = subsample(self.stem_blur, x, rngs)
         if self.pool_blur is not None:
-            x = self.pool_blur(max_pool(x, 3, 1, padding=1, circular=self.circular))
+            x = subsample(self.pool_blur, max_pool(x, 3, 1, padding=1, circular=self.circular), rngs)
         else:
             x = max_pool(x, 3, 2, padding=1)
         maps = []
@@ -143,7 +143,7 @@ class DenseNet(Network):
             x = getattr(self, f"denseblock{i}")(x, rngs=rngs)
             if i < len(self.config.depths):
                 maps.append(x)
-                x = getattr(self, f"transition{i}")(x)
+                x = getattr(self, f"transition{i}")(x, rngs=rngs)
         return *maps, jax.nn.relu(self.norm5(x))
 
     def _logits(self, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:

@@ -51,6 +51,24 @@ class Stack(nnx.Module):
         return x
 
 
+def subsample(blur: Downsample, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+    """A map subsampled on the grid that its layer chooses; `rngs` feeds those that draw noise in training."""
+    return blur(x, blur.choose(x, rngs=rngs))
+
+
+def subsample_both(
+    shortcut: Callable[..., jax.Array] | None,
+    blur: Downsample | None,
+    x: jax.Array,
+    y: jax.Array,
+    rngs: nnx.Rngs | None,
+) -> tuple[jax.Array, jax.Array]:
+    """What a residual block's shortcut makes of `x`, and its blur of `y`, on the grid that is chosen by `y`."""
+    choice = None if blur is None else blur.choose(y, rngs=rngs)
+    x = x if shortcut is None else shortcut(x, choice)
+    return x, y if blur is None else blur(y, choice)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Builder:
     """Makes the layers of one network, so that each is a single line in the model files.
@@ -111,8 +129,8 @@ class Builder:
             )
         return dataclasses.replace(chosen, circular=True)
 
-    def blur(self, channels: int) -> Downsample:
-        """What halves a map of so many channels."""
+    def blur(self, channels: int, *, follows: bool = False) -> Downsample:
+        """What halves a map of so many channels; with `follows` on the grid that another path is always to choose."""
         assert self.filter_size is not None
         site = Site(
             strides=(2, 2),
@@ -123,6 +141,7 @@ class Builder:
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             rngs=self.rngs,
+            follows=follows,
         )
         return METHODS[self.downsample].at(site)
 

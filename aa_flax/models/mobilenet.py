@@ -13,7 +13,7 @@ from jax.nn.initializers import zeros
 from aa_flax.models.base import Network
 from aa_flax.models.family import Family, Recipe, TorchNames
 from aa_flax.models.initialisers import normal
-from aa_flax.models.layers import Builder, ConvBN, Stack
+from aa_flax.models.layers import Builder, ConvBN, Stack, subsample
 from aa_flax.plain_pooling import global_avg_pool
 
 # Expansion, width, repeats and first stride of each stage (table 2 of the paper).
@@ -72,11 +72,11 @@ class InvertedResidual(nnx.Module):
         self.depthwise = ConvBN(hidden, hidden, 3, conv_stride, groups=hidden, build=build)
         self.project = ConvBN(hidden, cout, 1, build=build)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         y = x if self.expand is None else jax.nn.relu6(self.expand(x))
         y = jax.nn.relu6(self.depthwise(y))
         if self.blur is not None:
-            y = self.blur(y)
+            y = subsample(self.blur, y, rngs)
         y = self.project(y)
         return x + y if self.residual else y
 
@@ -123,7 +123,7 @@ class MobileNetV2(Network):
         for block in self.blocks:
             if block.stride > 1:
                 maps.append(x)
-            x = block(x)
+            x = block(x, rngs=rngs)
         return *maps[1:], x
 
     def _last_map(self, x: jax.Array) -> jax.Array:

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from aa_flax.alias_free import band_limited
+from aa_flax.downsample import Choice
 from aa_flax.models.base import Network
 from aa_flax.models.family import Family, TorchNames
-from aa_flax.models.layers import Builder, Stack
+from aa_flax.models.layers import Builder, Stack, subsample, subsample_both
 from aa_flax.plain_pooling import global_avg_pool, max_pool
 
 
@@ -77,11 +78,11 @@ class Shortcut(nnx.Module):
     antialias_slots: ClassVar = {"blur": "conv"}
 
     def __init__(self, cin: int, cout: int, stride: int, *, build: Builder):
-        self.blur = build.blur(cin) if build.antialiased and stride > 1 else None
+        self.blur = build.blur(cin, follows=True) if build.antialiased and stride > 1 else None
         self.conv = build.conv(cin, cout, 1, 1 if build.antialiased else stride)
         self.bn = build.bn(cout)
 
-    def __call__(self, x: jax.Array, like: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, like: jax.Array | Choice | None) -> jax.Array:
         # Blur and 1x1 convolution commute; blurring first leaves the convolution a quarter of the work.
         if self.blur is not None:
             x = self.blur(x, like)
@@ -102,12 +103,9 @@ class BasicBlock(nnx.Module):
         self.act1, self.act2 = build.act(planes), build.act(planes)
         self.downsample = Shortcut(cin, planes, stride, build=build) if stride != 1 or cin != planes else None
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         y = self.act1(self.bn1(self.conv1(x)))
-        if self.downsample is not None:
-            x = self.downsample(x, like=y)
-        if self.blur is not None:
-            y = self.blur(y)
+        x, y = subsample_both(self.downsample, self.blur, x, y, rngs)
         return self.act2(self.bn2(self.conv2(y)) + x)
 
 
@@ -128,13 +126,10 @@ class Bottleneck(nnx.Module):
         self.act1, self.act2, self.act3 = build.act(width), build.act(width), build.act(cout)
         self.downsample = Shortcut(cin, cout, stride, build=build) if stride != 1 or cin != cout else None
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         y = self.act1(self.bn1(self.conv1(x)))
         y = self.act2(self.bn2(self.conv2(y)))
-        if self.downsample is not None:
-            x = self.downsample(x, like=y)
-        if self.blur is not None:
-            y = self.blur(y)
+        x, y = subsample_both(self.downsample, self.blur, x, y, rngs)
         return self.act3(self.bn3(self.conv3(y)) + x)
 
 
@@ -210,14 +205,14 @@ class ResNet(Network):
             x = band_limited(x) if self.stem_blur is None else self.stem_blur(x)
         x = self.act1(self.bn1(x))
         if self.stem_blur is not None and not self.alias_free:
-            x = self.stem_blur(x)
+            x = subsample(self.stem_blur, x, rngs)
         if self.pool_blur is None:
             x = max_pool(x, 3, 2, padding=1)
         else:
             # A 3x3 window with padding would be the plain network's; the published weights were trained with 2x2.
             # No grid is fine enough for a maximum: where nothing is to alias there is none.
-            x = self.pool_blur(x if self.alias_free else max_pool(x, 2, 1, circular=self.circular))
-        maps = [x := stage(x) for stage in self._stages()]
+            x = subsample(self.pool_blur, x if self.alias_free else max_pool(x, 2, 1, circular=self.circular), rngs)
+        maps = [x := stage(x, rngs=rngs) for stage in self._stages()]
         return tuple(maps)
 
     def _logits(self, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:

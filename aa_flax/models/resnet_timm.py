@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from aa_flax.downsample import Choice
 from aa_flax.models.base import Network
 from aa_flax.models.family import Family, TorchNames
 from aa_flax.models.initialisers import torch_default_bias
-from aa_flax.models.layers import Builder, ConvBN, Stack
+from aa_flax.models.layers import Builder, ConvBN, Stack, subsample, subsample_both
 from aa_flax.plain_pooling import even_sides, global_avg_pool, max_pool
 
 
@@ -99,10 +100,10 @@ class Shortcut(nnx.Module):
         blurs = stride > 1 and taps > 1
         # PyTorch's average leaves out what lies beyond the border, which is to repeat the edge.
         edge = {"pad_type": "replicate"} if taps == 2 and build.pad_type == "reflect" else {}
-        self.blur = dataclasses.replace(build, filter_size=taps, **edge).blur(cin) if blurs else None
+        self.blur = dataclasses.replace(build, filter_size=taps, **edge).blur(cin, follows=True) if blurs else None
         self.conv, self.bn = build.conv(cin, cout, 1, 1 if blurs else stride), build.bn(cout)
 
-    def __call__(self, x: jax.Array, like: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, like: jax.Array | Choice | None) -> jax.Array:
         if self.blur is not None:
             x = self.blur(x, like)
         return self.bn(self.conv(x))
@@ -124,12 +125,9 @@ class BasicBlock(nnx.Module):
         shortcut = stride != 1 or cin != planes
         self.downsample = Shortcut(cin, planes, stride, config.shortcut_taps, build=build) if shortcut else None
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         y = jax.nn.relu(self.bn1(self.conv1(x)))
-        if self.downsample is not None:
-            x = self.downsample(x, like=y)
-        if self.blur is not None:
-            y = self.blur(y)
+        x, y = subsample_both(self.downsample, self.blur, x, y, rngs)
         y = self.bn2(self.conv2(y))
         return jax.nn.relu((y if self.se is None else self.se(y)) + x)
 
@@ -150,13 +148,10 @@ class Bottleneck(nnx.Module):
         shortcut = stride != 1 or cin != cout
         self.downsample = Shortcut(cin, cout, stride, config.shortcut_taps, build=build) if shortcut else None
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         y = jax.nn.relu(self.bn1(self.conv1(x)))
         y = jax.nn.relu(self.bn2(self.conv2(y)))
-        if self.downsample is not None:
-            x = self.downsample(x, like=y)
-        if self.blur is not None:
-            y = self.blur(y)
+        x, y = subsample_both(self.downsample, self.blur, x, y, rngs)
         y = self.bn3(self.conv3(y))
         return jax.nn.relu((y if self.se is None else self.se(y)) + x)
 
@@ -217,13 +212,13 @@ class TimmResNet(Network):
         for layer in self.stem:
             x = jax.nn.relu(layer(x))
         if self.config.pool == "max":
-            x = self.pool_blur(max_pool(x, 3, 1, padding=1, circular=self.circular))
+            x = subsample(self.pool_blur, max_pool(x, 3, 1, padding=1, circular=self.circular), rngs)
         else:
-            x = self.pool_blur(even_sides(x))
+            x = subsample(self.pool_blur, even_sides(x), rngs)
             # An odd map would be rounded down by the averages of a block and up by its shortcut.
             if x.shape[1] % 8 or x.shape[2] % 8:
                 raise ValueError(f"networks that average take sides that are multiples of 32, got {height}x{width}")
-        maps = [x := stage(x) for stage in self._stages()]
+        maps = [x := stage(x, rngs=rngs) for stage in self._stages()]
         return tuple(maps)
 
     def _logits(self, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:

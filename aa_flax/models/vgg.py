@@ -13,7 +13,7 @@ from jax.nn.initializers import zeros
 from aa_flax.models.base import Network
 from aa_flax.models.family import Family, Recipe, TorchNames
 from aa_flax.models.initialisers import normal
-from aa_flax.models.layers import Builder
+from aa_flax.models.layers import Builder, subsample
 from aa_flax.plain_pooling import adaptive_avg_pool, global_avg_pool, max_pool
 
 STAGE_WIDTHS = (64, 128, 256, 512, 512)
@@ -87,7 +87,10 @@ class VGG(Network):
                 x = jax.nn.relu(x)
             maps.append(x)
             blur = getattr(self, f"blur{stage}")
-            x = max_pool(x, 2, 2) if blur is None else blur(max_pool(x, 2, 1, circular=self.circular))
+            if blur is None:
+                x = max_pool(x, 2, 2)
+            else:
+                x = subsample(blur, max_pool(x, 2, 1, circular=self.circular), rngs)
         return *maps[2:], x
 
     def _logits(self, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from aa_flax.downsample import METHODS
+from aa_flax.downsample import METHODS, LearnablePolyphase
 from aa_flax.local_paths import local_path
 from aa_flax.models.base import ModelSpec
 from aa_flax.models.specs import parse_spec, resolve_spec
@@ -69,6 +69,11 @@ class NetworkConfig:
 
     frozen_bn: bool = False
     """Normalise by the statistics of the given weights throughout, and train no scale or bias of BatchNorm."""
+
+    @property
+    def has_temperature(self) -> bool:
+        """Whether the network's subsampling has a temperature, `--optim.lps-temperature`."""
+        return issubclass(METHODS[self.downsample], LearnablePolyphase)
 
     def family_options(self) -> dict[str, Any]:
         """The options of one family that were given, as arguments of `aa_flax.create_model`."""
@@ -250,6 +255,19 @@ def _validate_together(config: TrainConfig) -> None:
     warmup = config.optim.warmup_epochs
     if warmup > config.epochs:
         raise CommandError(f"--optim.warmup-epochs is {warmup}, but must be from 0 to --epochs ({config.epochs})")
+    points = config.optim.lps_temperature
+    epochs = [epoch for epoch, _ in points]
+    if not points or any(not 0 < t < math.inf for _, t in points) or epochs != sorted(set(epochs)):
+        given = " ".join(f"{number:g}" for point in points for number in point)
+        raise CommandError(
+            f"--optim.lps-temperature is {given or 'empty'}, but must be pairs of a growing epoch and a positive "
+            "temperature, such as 0 1 90 0.1"
+        )
+    if points != OptimConfig().lps_temperature and not config.net.has_temperature:
+        raise CommandError(
+            f"--optim.lps-temperature is for --net.downsample lps, which has a temperature; {config.net.downsample} "
+            "has none"
+        )
     if config.new_head and config.init is None:
         raise CommandError("--new-head starts the classifier of given weights afresh: it needs --init")
     if config.recalibrate_bn is not None and config.init is None:

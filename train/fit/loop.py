@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from train.errors import CommandError
+from train.fit.optim import lps_temperature
 from train.fit.run import Run
 from train.fit.rundir import restore_record
 from train.fit.step import METRICS
@@ -100,6 +101,9 @@ def _take(run: Run, step: int, values: Mapping[str, float]) -> None:
 
 def _log_window(run: Run, step: int) -> None:
     means = {name: float(np.mean([values[name] for values in run.window])) for name in METRICS}
+    if run.config.net.has_temperature:
+        temperature = lps_temperature(run.config.optim, steps_per_epoch=run.steps_per_epoch)
+        means["temperature"] = float(temperature(step - 1))
     lap = run.meter.new_lap()
     run.loss = means["loss"]
     run.log.training(

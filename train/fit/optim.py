@@ -46,6 +46,10 @@ class OptimConfig:
     clip_norm: float | None = None
     """Largest global norm of a gradient; longer ones are scaled down to it."""
 
+    lps_temperature: tuple[tuple[float, float], ...] = ((0.0, 1.0),)
+    """With --net.downsample lps: pairs of an epoch and the temperature of the Gumbel-softmax there, with straight
+    lines in between; 0 1 62 0.5 82 0.05 90 0.01 is the paper's for ImageNet."""
+
     ema: float | None = None
     """Decay per step of an exponential moving average of weights and statistics, for instance 0.9999; the average is
     what is evaluated and exported."""
@@ -80,6 +84,17 @@ def learning_rate(config: OptimConfig, *, epochs: int | jax.Array, steps_per_epo
         return config.lr * jnp.where(step < warmup, rising, factor)
 
     return rate
+
+
+def lps_temperature(config: OptimConfig, *, steps_per_epoch: int) -> Schedule:
+    """The temperature of learnable polyphase sampling as a function of the number of updates already made."""
+    epochs, values = zip(*config.lps_temperature, strict=True)
+
+    def temperature(step: jax.typing.ArrayLike) -> jax.Array:
+        epoch = jnp.asarray(step, jnp.float32) / steps_per_epoch
+        return jnp.interp(epoch, jnp.array(epochs, jnp.float32), jnp.array(values, jnp.float32))
+
+    return temperature
 
 
 def sgd(config: OptimConfig, rate: Schedule, *, frozen_norms: bool = False) -> optax.GradientTransformation:

@@ -48,10 +48,11 @@ class StepOptions:
     """What an update does besides forward, backward and optimiser.
 
     Attributes:
-        seed: root of the dropout masks; may be traced.
+        seed: root of the dropout masks and of other noise in the network; may be traced.
         accumulate: micro-batches whose gradients are averaged into one update.
         label_smoothing: share of the target spread evenly over the classes.
         ema: decay of the moving averages per update, None to keep none.
+        temperature: that of learnable polyphase sampling as a function of the step; None for networks without.
         remat: `"keep_convs"` stores only what convolutions and matrix products put out and recomputes the
             normalisations, activations, pools and blurs in the backward pass.
     """
@@ -60,6 +61,7 @@ class StepOptions:
     accumulate: int = 1
     label_smoothing: float = 0.0
     ema: float | None = None
+    temperature: Schedule | None = None
     remat: Remat = "none"
 
 
@@ -96,7 +98,7 @@ def make_loss(graphdef: nnx.GraphDef, options: StepOptions) -> Callable[..., tup
 
     Returns:
         `(params, stats, images, labels, key) -> (loss, (new stats, accuracy in percent))`, differentiable in the
-        parameters; the key feeds dropout.
+        parameters; the key feeds dropout and other noise.
     """
 
     def loss(params: Tree, stats: Tree, images: jax.Array, labels: jax.Array, key: jax.Array):
@@ -136,6 +138,8 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(options.seed), DROPOUT), state.step)
         images = prepare(batch["image"], state.step)
+        if options.temperature is not None:
+            state = state._replace(stats=with_temperature(state.stats, options.temperature(state.step)))
         value, accuracy, stats, gradient = _accumulated(
             loss_and_gradient, state, images, batch["label"], key, options.accumulate
         )
@@ -151,6 +155,13 @@ def make_train_step(
         return TrainState(state.step + 1, params, stats, opt_state, ema), metrics
 
     return train_step
+
+
+def with_temperature(stats: Tree, value: jax.Array) -> Tree:
+    """The statistics with another temperature in every layer of learnable polyphase sampling."""
+    if not isinstance(stats, dict):
+        return stats
+    return {name: value if name == "temperature" else with_temperature(each, value) for name, each in stats.items()}
 
 
 def _accumulated(
