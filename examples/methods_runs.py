@@ -35,6 +35,7 @@ class Method(NamedTuple):
         taps: suffix of the network's name.
         options: those of `NetworkConfig` that make it.
         rate: factor on the common learning rate, where that is none to train with.
+        cooled: whether the choice of samples hardens: a temperature falls from 1 to a tenth in the course of the run.
         models: the networks that have it; None for all.
     """
 
@@ -42,6 +43,7 @@ class Method(NamedTuple):
     taps: str
     options: Mapping[str, Any] = {}
     rate: float = 1.0
+    cooled: bool = False
     models: tuple[str, ...] | None = None
 
 
@@ -52,6 +54,7 @@ METHODS: dict[str, Method] = {
     "blur4": Method("BlurPool, 4 taps", "_lpf4"),
     "aps": Method("APS", "_lpf1", {"downsample": "aps"}),
     "aps_blur": Method("APS, 3 taps", "_lpf3", {"downsample": "aps"}),
+    "lps": Method("LPS", "_lpf1", {"downsample": "lps"}, cooled=True),
     "ddac": Method("DDAC, 3 taps", "_lpf3", {"downsample": "ddac"}),
     "ideal": Method("ideal low-pass", "_lpf4", {"downsample": "ideal"}),
     "alias_free": Method("alias-free", "_lpf4", ALIAS_FREE, rate=0.1, models=("resnet18",)),
@@ -105,6 +108,7 @@ def config_of(cell: Cell, terms: Terms, data: DataConfig) -> TrainConfig:
     """The trainer's own recipe for CIFAR-10, for a network in which the method does all the subsampling."""
     method = METHODS[cell.method]
     recipe = scaled_recipe(cell.model + method.taps, batch=terms.batch)
+    cooling = {"lps_temperature": ((0.0, 1.0), (float(terms.epochs), 0.1))} if method.cooled else {}
     return dataclasses.replace(
         recipe,
         seed=cell.seed,
@@ -112,7 +116,7 @@ def config_of(cell: Cell, terms: Terms, data: DataConfig) -> TrainConfig:
         dtype=terms.dtype,
         data=data,
         # The square in the alias-free activation lets the sums of residual blocks grow without bound at long steps.
-        optim=dataclasses.replace(recipe.optim, lr=recipe.optim.lr * method.rate, clip_norm=5.0),
+        optim=dataclasses.replace(recipe.optim, lr=recipe.optim.lr * method.rate, clip_norm=5.0, **cooling),
         net=NetworkConfig(circular=True, pad_type="circular", stem_stride=1, **method.options),
     )
 
