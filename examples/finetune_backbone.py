@@ -11,7 +11,6 @@ head reads the feature pyramid: every resolution votes. Without `--weights` the 
 import dataclasses
 import functools
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -32,7 +31,7 @@ class Config:
     model: str = "mobilenet_v2_lpf4"
     """The backbone, where no weights are given."""
 
-    weights: Path | None = None
+    weights: str | None = None
     """A directory of converted weights, see convert_weights.py."""
 
     size: int = 64

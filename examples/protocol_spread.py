@@ -36,7 +36,7 @@ class Config:
     model: str
     """Which network, e.g. mobilenet_v2_plain."""
 
-    weights: Path
+    weights: str
     """Its weights: a directory that convert_weights.py has written, or a PyTorch file."""
 
     data: Path

@@ -16,14 +16,16 @@ from jax.tree_util import Partial
 from PIL import Image
 
 import aa_flax
+from aa_flax.models.abstract import abstract_model
 from aa_flax.models.specs import resolve_spec
 from aa_flax.weights.config import Preprocessing, PretrainedConfig, dump_config
 from aa_flax.weights.store import save_pretrained
+from tests.foreign_networks import with_values
 from train.__main__ import main
 from train.data import ImageFolder, evaluation_batches, open_photos
 from train.errors import CommandError
 from train.evaluate.scoring import local_mesh, protocols_for, read_offsets, score, whole_batch
-from train.networks import as_function, describe
+from train.networks import as_function, open_network
 
 pytestmark = pytest.mark.usefixtures("optimised")
 RULE = Preprocessing(resize=40, crop=32)
@@ -367,7 +369,7 @@ def test_pictures_that_cannot_be_kept_cost_no_figures(photos, weights, tmp_path,
     ("options", "message"),
     [
         (["--data", "/nowhere", "--weights", "WEIGHTS"], "/nowhere does not exist"),
-        (["--data", "PHOTOS"], "give --weights DIRECTORY, or --model NAME"),
+        (["--data", "PHOTOS"], "give --weights DIRECTORY, --model NAME"),
         (["--data", "PHOTOS", "--weights", "/nowhere"], "/nowhere"),
         (
             ["--data", "PHOTOS", "--weights", "WEIGHTS", "--model", "resnet18"],
@@ -416,9 +418,10 @@ def test_the_directory_of_a_run_is_refused_with_the_command_that_exports_it(phot
     ],
 )
 def test_weights_made_for_another_filter_are_told(layout, taps, model, said, tmp_path, caplog):
-    config = PretrainedConfig(spec=resolve_spec(model), source={"layout": layout, "filter_size": taps})
-    (tmp_path / "config.json").write_text(dump_config(config))
-    assert describe(tmp_path, "--weights") == config
+    network = with_values(lambda: abstract_model(model, num_classes=2))
+    source = {"layout": layout, "filter_size": taps}
+    save_pretrained(network, tmp_path, source=source)
+    assert open_network(tmp_path).config.source == source
     assert not caplog.text if said is None else said in caplog.text and "fine-tune" in caplog.text
 
 
@@ -428,6 +431,7 @@ def test_weights_of_no_photos_are_refused(photos, tmp_path, capsys, caplog):
     spec = resolve_spec("resnet18_lpf3", in_channels=5)
     config = PretrainedConfig(spec=spec, source=source, preprocessing=five)
     (tmp_path / "config.json").write_text(dump_config(config))
+    (tmp_path / "model.safetensors").write_bytes(b"")
     assert main(["evaluate", "--data", str(photos.root), "--weights", str(tmp_path)]) == 2
     assert f"{tmp_path} takes images of 5 channels; photos have 3, or 1 in grey" in capsys.readouterr().err
     assert not caplog.text

@@ -12,10 +12,12 @@ import pytest
 from flax import nnx
 from jax.tree_util import Partial
 from PIL import Image
+from safetensors.numpy import save_file
 
 import aa_flax
 from aa_flax.weights.class_names import imagenet_names, imagenet_wnids, readable_names
 from aa_flax.weights.store import Preprocessing
+from tests.state_files import file_of
 from train.__main__ import main
 from train.errors import CommandError
 from train.explain import pictures
@@ -234,7 +236,7 @@ def test_the_map_has_the_colour_of_each_prediction():
         (["--milliseconds", "1"], "--milliseconds is 1; it must be from 20 to 10000"),
         (["--image", "/absent.jpg"], "--image /absent.jpg: there is no such file"),
         (["--weights", "/absent"], "/absent"),
-        (["--model", "resnet18_lpf2"], "holds resnet18_plain, not resnet18_lpf2"),
+        (["--model", "resnet18_lpf2"], "which holds resnet18_plain: leave --model out"),
         (["--model", "resnet17"], "unknown network 'resnet17'"),
         (["--output", "/dev/null/x"], "--output /dev/null/x cannot be made: Not a directory"),
     ],
@@ -249,9 +251,10 @@ def test_bad_options_are_one_line(options, message, networks, picture, tmp_path,
 
 
 def test_a_file_of_tensors_needs_the_networks_name(networks, picture, tmp_path, capsys):
-    file = networks["resnet18_plain"] / "model.safetensors"
+    file = tmp_path / "tensors.safetensors"
+    save_file(file_of("resnet18_plain"), file)
     assert run(networks, picture, tmp_path / "out", "--weights", str(file)) == 2
-    assert f"error: {file} does not say which network it is of: give --model" in capsys.readouterr().err
+    assert f"error: --weights: {file}: it does not say which network it is of: give" in capsys.readouterr().err
 
 
 def test_a_file_that_is_no_photo(networks, tmp_path, capsys):

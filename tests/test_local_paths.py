@@ -25,6 +25,7 @@ from train.fit.presets import preset
 
 ROOT = Path(__file__).parents[1]
 ADDRESS = "gs://bucket/some/run"
+SAVED = str(ROOT / "weights" / "mobilenet_v2_plain-cifar10")
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +79,7 @@ COMMANDS = {
         ("--model", "resnet18", "--weights", ADDRESS, "--image", "x.jpg", "--output", "out"),
         ("--model", "resnet18", "--weights", "w", "--image", ADDRESS, "--output", "out"),
         ("--model", "resnet18", "--weights", "w", "--image", "x.jpg", "--output", ADDRESS),
-        ("--model", "a", "--weights", "w", "--image", "x", "--output", "o", "--compare", "resnet18", ADDRESS),
+        ("--weights", SAVED, "--image", "x", "--output", "o", "--compare", "resnet18", ADDRESS),
     ],
     "reproduce": [
         ("--output", ADDRESS, "--published-only"),

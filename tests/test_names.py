@@ -28,6 +28,12 @@ from aa_flax.weights.names import kind_of, obtain
 from tests.foreign_networks import with_values
 from tests.loopback import COMMIT, Server, loopback
 from tests.state_files import file_of
+from train.data import DataConfig, open_dataset
+from train.errors import CommandError
+from train.fit.config import TrainConfig
+from train.fit.inputs import parent_of, weights_digest
+from train.fit.network import initial_network
+from train.networks import open_network
 
 ROOT = Path(__file__).parents[1]
 REPO = "timm/mobilenet_v2.test_in1k"
@@ -50,6 +56,8 @@ TIMM: dict[str, Any] = {
         "license": "apache-2.0",
     },
 }
+
+LAYOUT = {"layout": "torchvision", "filter_size": None}
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +173,7 @@ def test_a_repository_of_timms_form(server: Server, cache: Path, plain: bytes):
     )
     assert known.test_preprocessing == dataclasses.replace(known.preprocessing, resize=288, crop=288)
     digest = hashlib.sha256(plain).hexdigest()
-    assert known.source == {"url": f"hf://{REPO}", "revision": COMMIT, "sha256": digest}
+    assert known.source == {"url": f"hf://{REPO}", "revision": COMMIT, "sha256": digest, **LAYOUT}
     asked = len(server.requests)
     same(aa_flax.load_pretrained(f"hf://{REPO}"))
     assert len(server.requests) == asked == 3  # the configuration, the weights, where these lie
@@ -210,7 +218,7 @@ def test_a_repository_of_this_library(server: Server, tmp_path: Path, small: aa_
         assert loaded.spec == small.spec
         assert loaded.provenance.config == aa_flax.read_config(directory)
     assert len(server.requests) == 3
-    with pytest.raises(ValueError, match=r"hf://me/small holds mobilenet_v2_lpf3, not mobilenet_v2_lpf4: leave spec"):
+    with pytest.raises(ValueError, match=r"hf://me/small holds mobilenet_v2_lpf3, not mobilenet_v2_lpf4: leave the n"):
         aa_flax.load_pretrained("hf://me/small", spec="mobilenet_v2_lpf4")
 
 
@@ -335,6 +343,7 @@ def test_published_weights_and_their_sources(server: Server, plain: bytes, cache
         "published": "mobilenet_v2_plain",
         "training": "torchvision",
         "sha256": hashlib.sha256(plain).hexdigest(),
+        **LAYOUT,
     }
     assert files_in(cache) == ["mobilenet_v2.pth", "mobilenet_v2.pth.sha256"]
     server.faults["/"] = 403
@@ -359,7 +368,7 @@ def test_a_file_got_otherwise(plain: bytes, tmp_path: Path, monkeypatch: pytest.
     same(model)
     digest = hashlib.sha256(plain).hexdigest()
     known = model.provenance.config
-    assert (known.source, known.metrics) == ({"file": "got.safetensors", "sha256": digest}, {})
+    assert (known.source, known.metrics) == ({"file": "got.safetensors", "sha256": digest, **LAYOUT}, {})
     # The catalogue knows it by its hash, and what it is not.
     monkeypatch.setattr(catalog, "published", lambda: (entry("https://x/y.pth", weights=plain),))
     for options in ({}, {"spec": "mobilenet_v2_plain"}, {"spec": "mobilenet_v2_plain.torchvision"}):
@@ -410,7 +419,7 @@ def test_addresses(server: Server, plain: bytes, cache: Path):
     for name in (address, f"{address}#sha256={digest[:8]}", f"{address}#sha256={digest}"):
         model = aa_flax.load_pretrained(name, spec="mobilenet_v2_plain")
         same(model)
-        assert model.provenance.config.source == {"url": address, "sha256": digest}
+        assert model.provenance.config.source == {"url": address, "sha256": digest, **LAYOUT}
     assert server.requests == ["/mobilenet_v2.pth"]
     with pytest.raises(DownloadError, match="instead of 00000000: it was altered"):
         aa_flax.load_pretrained(f"{address}#sha256=00000000", spec="mobilenet_v2_plain")
@@ -426,6 +435,25 @@ def test_addresses(server: Server, plain: bytes, cache: Path):
 def test_what_lies_on_this_disk_comes_first(tmp_path: Path, small: aa_flax.Network):
     aa_flax.save_pretrained(small, tmp_path / "mobilenet_v2_plain")
     assert aa_flax.load_pretrained("mobilenet_v2_plain").spec == small.spec
+
+
+def test_commands_take_the_same_names(server: Server, plain: bytes, tmp_path: Path, monkeypatch, capsys):
+    digest = hashlib.sha256(plain).hexdigest()
+    monkeypatch.setattr(catalog, "published", lambda: (entry(f"{server.address}/mobilenet_v2.pth", weights=plain),))
+    (tmp_path / "got.pth").write_bytes(plain)
+    for name in ("mobilenet_v2_plain", f"hf://{REPO}", f"{server.address}/mobilenet_v2.pth", "got.pth"):
+        opened = open_network(name)
+        same(opened.model)
+        assert (opened.config.model, opened.file.read_bytes() == plain) == ("mobilenet_v2_plain", True)
+        assert weights_digest(name) == (None if name == "mobilenet_v2_plain" else digest)
+        assert parent_of(name, "mobilenet_v2_lpf4")["source"]["sha256"] == digest
+    assert "getting hf://" in capsys.readouterr().err
+    assert weights_digest("gone.pth") is None
+    with pytest.raises(CommandError, match=r"^--weights: cannot download hf://x/y: .*404"):
+        open_network("hf://x/y")
+    data = open_dataset(DataConfig(name="synthetic", image_size=16, synthetic_size=8, synthetic_classes=1000))
+    for name in (f"hf://{REPO}", "got.pth"):
+        same(initial_network(TrainConfig(model="mobilenet_v2_lpf4", init=name), data))
 
 
 SCRIPT = """

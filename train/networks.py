@@ -1,8 +1,11 @@
-"""Networks from what lies on the disk, a converted directory or a PyTorch file, and as functions of arrays."""
+"""Networks by the names of their weights, and as functions of arrays."""
 
+import contextlib
+import dataclasses
 import logging
+import os
 import shlex
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +14,29 @@ from flax import nnx
 from jax.tree_util import Partial
 
 from aa_flax.models.base import Network
-from aa_flax.models.specs import resolve_spec
-from aa_flax.weights.mapping import convert_state_dict
-from aa_flax.weights.store import WEIGHTS_NAME, PretrainedConfig, load_pretrained, read_config
-from aa_flax.weights.torch.reader import read_torch_checkpoint
+from aa_flax.models.specs import changed_spec, resolve_spec
+from aa_flax.progress import progress
+from aa_flax.weights.config import WEIGHTS_NAME, PretrainedConfig
+from aa_flax.weights.names import Weights, kind_of, obtain
+from aa_flax.weights.store import load_weights
 from train.errors import CommandError
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class OpenedNetwork:
-    """A network with its weights, in eval mode, and what is known of them."""
+    """A network with its weights, in eval mode, and what is known of them.
+
+    Attributes:
+        model: the network.
+        config: what is known of its weights, and what it is now.
+        file: they, on this disk.
+    """
 
     model: Network
     config: PretrainedConfig
+    file: Path
 
 
 def _other_filter(config: PretrainedConfig) -> str | None:
@@ -61,51 +72,81 @@ def refuse_run(path: Path, option: str) -> None:
         )
 
 
-def describe(path: Path, option: str) -> PretrainedConfig:
-    """What a directory of weights says of them, with a warning where they were made for another filter.
+def named_weights(name: str | os.PathLike[str], spec: str | None = None, *, option: str = "--weights") -> Weights:
+    """The weights of a name, with a word on stderr where they are fetched.
 
     Args:
-        path: the directory.
-        option: what to call it in errors.
+        name: a directory, a file, a published name, a repository or an address; see `aa_flax.load_pretrained`.
+        spec: which network a file is of that does not say so itself.
+        option: what to call the name in errors.
 
     Raises:
-        CommandError: the directory of a run, or a network that does not take photos.
-        OSError, ValueError: nothing there, or nothing that can be read.
+        CommandError: the directory of a run.
+        OSError, ValueError: no such weights.
     """
-    refuse_run(path, option)
-    config = read_config(path)
-    if config.in_channels not in (1, 3):
-        raise CommandError(f"{path} takes images of {config.in_channels} channels; photos have 3, or 1 in grey")
-    if (notice := _other_filter(config)) is not None:
-        log.warning("%s: %s", path, notice)
-    return config
+    if kind_of(name) == "local":
+        refuse_run(Path(name), option)
+        return obtain(name, spec=spec)
+    with progress() as step:
+        return obtain(name, spec=spec, progress=step(f"getting {os.fspath(name)}"))
 
 
-def open_network(path: Path, spec: str | None = None) -> OpenedNetwork:
-    """Reads a directory of `convert_weights.py` or `save_pretrained`, or a PyTorch checkpoint.
+def open_network(
+    name: str | os.PathLike[str],
+    spec: str | None = None,
+    *,
+    option: str = "--weights",
+    dtype: str | None = None,
+    pad_type: str | None = None,
+) -> OpenedNetwork:
+    """The network of a name, for photos; a warning where its weights were made for another filter.
 
     Args:
-        path: the directory or the file.
-        spec: which network it is, such as "resnet50_lpf4"; a directory says so itself, and must agree.
+        name: see `named_weights`.
+        spec: which network it is, such as "resnet50_lpf4"; what says so itself must agree.
+        option: what to call the name in errors.
+        dtype: what its layers compute in.
+        pad_type: padding of every blur in place of the one that it was trained with.
 
     Raises:
-        CommandError: an unknown network, nothing there, a broken file, weights of another network.
+        CommandError: an unknown network, nothing there, a broken file, weights of another network or not for photos.
     """
-    try:
-        wanted = None if spec is None else resolve_spec(spec)
-        if not path.is_dir():
-            if spec is None or wanted is None:
-                raise CommandError(f"{path} does not say which network it is of: give --model, such as resnet50_lpf4")
-            model = convert_state_dict(read_torch_checkpoint(path), spec, what=str(path))
-            return OpenedNetwork(model, PretrainedConfig(spec=wanted, source={"file": path.name}))
-        config = describe(path, "weights:")
-        if wanted is not None and config.model != str(wanted):
+    with _named(option):
+        wanted = None if spec is None else str(resolve_spec(spec.partition(".")[0]))
+        weights = named_weights(name, spec, option=option)
+        if wanted is not None and weights.config.model != wanted:
             raise CommandError(
-                f"{path} holds {config.model}, not {wanted}: give its directory, or ask for {config.model}"
+                f"--model {spec} contradicts {name}, which holds {weights.config.model}: leave --model out, or convert "
+                "the weights for that network"
             )
-        return OpenedNetwork(load_pretrained(path), config)
+        check_photos(weights.config, name)
+        model = load_weights(weights, dtype=dtype, pad_type=pad_type)
+    config = model.provenance.config
+    check_photos(config, name)
+    if pad_type is not None:
+        config = dataclasses.replace(config, spec=changed_spec(config.spec, pad_type=pad_type))
+    if (notice := _other_filter(config)) is not None:
+        log.warning("%s: %s", name, notice)
+    return OpenedNetwork(model, config, weights.path)
+
+
+def check_photos(config: PretrainedConfig, name: str | os.PathLike[str]) -> None:
+    """Refuses weights for images of other channels than photos have.
+
+    Raises:
+        CommandError: names the channels.
+    """
+    if config.in_channels not in (1, 3):
+        raise CommandError(f"{name} takes images of {config.in_channels} channels; photos have 3, or 1 in grey")
+
+
+@contextlib.contextmanager
+def _named(option: str) -> Iterator[None]:
+    """Errors of weights as one line that names the option."""
+    try:
+        yield
     except (OSError, ValueError) as error:
-        raise CommandError(" ".join(str(error).split())) from error
+        raise CommandError(f"{option}: {' '.join(str(error).split())}") from error
 
 
 def as_function(model: nnx.Module) -> Partial:

@@ -22,12 +22,12 @@ from aa_flax.weights.mapping import (
     convert_state_dict,
     counts_in,
     detect_layout,
+    layout_of,
     tensors_in_layout,
 )
 from aa_flax.weights.names import Weights
 from aa_flax.weights.statistics import describe_folded_norms
 from aa_flax.weights.store import load_pretrained, save_pretrained
-from aa_flax.weights.torch.fitting import layout_for
 from aa_flax.weights.torch.reader import list_state_dicts, read_torch_checkpoint
 
 
@@ -186,7 +186,7 @@ def convert_file(
         prefix=prefix,
         original=original,
         state=state,
-        layout=layout_for(model.spec, detect_layout(original)),
+        layout=layout_of(original, resolve_spec(spec), str(weights.path)),
         model=model,
         skip_head=skip_head,
     )

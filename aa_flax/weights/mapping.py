@@ -165,6 +165,11 @@ def counts_in(state: Mapping[str, Any], spec: ModelSpec, what: str = "the state 
     return found
 
 
+def layout_of(state: Mapping[str, Any], spec: ModelSpec, what: str = "the state dict") -> Layout:
+    """Whose names a state dict of a network has, and which filters."""
+    return layout_for(spec, detect_layout(state, what))
+
+
 def blurs_alike(layout: Layout, model: Network) -> bool:
     """Whether the network of a file with this layout has the same filters in the same places as the model."""
     spec = spec_of(model, "blurs_alike")

@@ -159,13 +159,20 @@ def load_pretrained(
         ValueError: no name of weights, such as gs://bucket/weights; a file whose network nobody says.
         DownloadError: (an OSError) they could not be fetched; each address is named with its reason.
     """
-    changes = {"pad_type": pad_type, "num_classes": num_classes, "in_channels": in_channels, "frozen_bn": frozen_bn}
-    changes = {name: value for name, value in changes.items() if value is not None}
-    weights, rngs = obtain(name, spec=spec), nnx.Rngs(0) if rngs is None else rngs
+    weights = obtain(name, spec=spec)
     if spec is not None and weights.config.model != str(wanted := resolve_spec(spec.partition(".")[0])):
-        raise ValueError(f"{name} holds {weights.config.model}, not {wanted}: leave spec out, or name others")
+        raise ValueError(f"{name} holds {weights.config.model}, not {wanted}: leave the network out, or name others")
+    changes = {"pad_type": pad_type, "num_classes": num_classes, "in_channels": in_channels, "frozen_bn": frozen_bn}
+    return load_weights(weights, dtype=dtype, rngs=rngs, **changes)
+
+
+def load_weights(
+    weights: Weights, *, dtype: jax.typing.DTypeLike | None = None, rngs: nnx.Rngs | None = None, **changes: Any
+) -> Network:
+    """The network of weights that `aa_flax.weights.names.obtain` has found; see `load_pretrained`."""
+    given = {name: value for name, value in changes.items() if value is not None}
     load = _load_converted if weights.converted else _load_checkpoint
-    return load(weights, dtype, changes, rngs)
+    return load(weights, dtype, given, nnx.Rngs(0) if rngs is None else rngs)
 
 
 def _load_converted(
@@ -224,7 +231,9 @@ def _load_checkpoint(
         model = build_abstract(wanted, dtype=compute)
         fill(model, arrays, what=what)
         model.eval()
-    model.provenance = Provenance(config, digest(arrays))
+    layout = mapping.layout_of(state, spec, what)
+    source = {**config.source, "layout": layout.name, "filter_size": layout.filter_size}
+    model.provenance = Provenance(dataclasses.replace(config, source=source), digest(arrays))
     return model
 
 

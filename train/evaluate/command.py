@@ -3,19 +3,16 @@
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
 import tyro
-from jax.tree_util import Partial
 
 from aa_flax.consistency import ShiftProtocol
 from aa_flax.files import write_atomically
-from aa_flax.models.specs import changed_spec, parse_spec, resolve_spec
 from aa_flax.weights.config import Preprocessing, PretrainedConfig
-from aa_flax.weights.store import WEIGHTS_NAME, load_pretrained
 from train.console import open_console, progress
 from train.data import Batch, Batches, ImageFolder, evaluation_batches, open_photos, reflect_margin
 from train.errors import CommandError
@@ -24,7 +21,7 @@ from train.evaluate.report import Evaluation, as_json, print_table
 from train.evaluate.scoring import Predictor, Score, protocols_for, read_offsets, score, whole_batch
 from train.measurable.naming import Foreign
 from train.measurable.network import Measurable
-from train.networks import as_function, describe
+from train.networks import as_function, open_network
 
 # Options that only networks of this package have.
 OWN = ("model", "weights", "dtype", "pad_type")
@@ -42,8 +39,8 @@ class Config:
     """Directory of class folders, for instance /data/imagenet/val."""
     model: str | None = None
     """Network, such as resnet50_lpf4. Without --weights, its published weights are fetched."""
-    weights: Path | None = None
-    """Directory that convert_weights.py or `python -m train export` has written."""
+    weights: str | None = None
+    """Directory of convert_weights.py or `python -m train export`; or .pth, .safetensors, hf://owner/name, https."""
     foreign: Annotated[Foreign, tyro.conf.arg(name="")] = field(default_factory=Foreign)
     batch_size: int = 32
     """Photos in a batch; changes speed and memory, never the figures."""
@@ -79,8 +76,7 @@ def run(config: Config) -> int:
     """
     _check(config)
     offsets = None if config.offsets is None else read_offsets(config.offsets)
-    foreign = config.foreign.open()
-    pretrained = foreign or _pretrained_config(config)
+    pretrained, fn, file = _open(config)
     preprocessing = pretrained.preprocessing
     protocols = protocols_for(
         _names(config),
@@ -91,7 +87,6 @@ def run(config: Config) -> int:
         device_batch=whole_batch(config.batch_size),
     )
     photos = open_photos(config.data, pretrained)
-    fn = foreign.fn if foreign else _load(config)
     batches = evaluation_batches(
         photos,
         preprocessing,
@@ -106,7 +101,7 @@ def run(config: Config) -> int:
     result = _score(config, fn, batches, protocols, preprocessing, photos, failed)
     evaluation = Evaluation(
         pretrained=pretrained,
-        weights=_file(config, foreign),
+        weights=file,
         options=config,
         photos=photos,
         score=result,
@@ -138,10 +133,17 @@ def _names(config: Config) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _file(config: Config, foreign: Measurable | None) -> Path | None:
+def _open(config: Config) -> tuple[PretrainedConfig | Measurable, Predictor, Path | None]:
+    """What is known of the network, its function, and the file that its weights are in."""
+    foreign = config.foreign.open()
     if foreign is not None:
-        return foreign.file
-    return None if config.weights is None else config.weights / WEIGHTS_NAME
+        return foreign, foreign.fn, foreign.file
+    name, spec = (config.model, None) if config.weights is None else (config.weights, config.model)
+    assert name is not None
+    option = "--model" if config.weights is None else "--weights"
+    dtype = None if config.dtype == "float32" else config.dtype
+    opened = open_network(name, spec, option=option, dtype=dtype, pad_type=config.pad_type)
+    return opened.config, as_function(opened.model), opened.file
 
 
 def _score(
@@ -202,38 +204,6 @@ def _check(config: Config) -> None:
 
 def _precision(config: Config) -> str:
     return "highest" if config.dtype == "float32" else "default"
-
-
-def _pretrained_config(config: Config) -> PretrainedConfig:
-    """What the weights say about themselves, checked against and changed by what was asked for."""
-    try:
-        asked = None if config.model is None else parse_spec(config.model)
-        if config.weights is None:
-            assert config.model is not None
-            found = PretrainedConfig(spec=resolve_spec(config.model))
-        else:
-            found = describe(config.weights, "--weights")
-    except (ValueError, OSError) as error:
-        raise CommandError(str(error)) from error
-    if asked is not None and asked != (found.spec.name, found.spec.filter_size):
-        raise CommandError(
-            f"--model {config.model} contradicts {config.weights}, which holds {found.model}; "
-            "leave --model out, or convert the weights for that network"
-        )
-    if config.pad_type is None:
-        return found
-    return replace(found, spec=changed_spec(found.spec, pad_type=config.pad_type))
-
-
-def _load(config: Config) -> Partial:
-    dtype = None if config.dtype == "float32" else config.dtype
-    name = config.weights if config.weights is not None else config.model
-    assert name is not None
-    try:
-        model = load_pretrained(name, dtype=dtype, pad_type=config.pad_type)
-    except (ValueError, OSError) as error:
-        raise CommandError(str(error)) from error
-    return as_function(model)
 
 
 def _write(path: Path, report: dict[str, Any]) -> None:

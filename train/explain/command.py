@@ -35,17 +35,17 @@ MOST_NETWORKS = 4
 class Config:
     """Show what a network predicts for one photo under every small shift."""
 
-    weights: Path
-    """Weights of a network: a directory that convert_weights.py or `python -m train export` has written, or a PyTorch
-    file."""
+    weights: str
+    """Weights of a network: a directory of convert_weights.py or `python -m train export`, a published name such as
+    resnet50_plain, a .pth or .safetensors, hf://owner/name, or an https address."""
     model: str | None = None
-    """Which network, e.g. mobilenet_v2_plain; needed for a PyTorch file alone."""
+    """Which network, e.g. mobilenet_v2_plain; needed for files that do not say so."""
     image: Path
     """The photo."""
     output: Path
     """Where the pictures go: probabilities.png, shifts.png, shift.gif, explain.json and explain.html, a page on which
     the photo is moved by hand."""
-    compare: Annotated[tuple[tuple[str, Path], ...], tyro.conf.UseAppendAction] = ()
+    compare: Annotated[tuple[tuple[str, str], ...], tyro.conf.UseAppendAction] = ()
     """Another network and its weights, shown beside the first; may be given up to three times."""
     classes: int = 4
     """How many classes are drawn, from 1 to 6."""
@@ -70,8 +70,8 @@ def run(config: Config) -> int:
     Raises:
         CommandError: weights or a photo that cannot be used, networks that do not compare.
     """
-    wanted = [(config.model, config.weights), *config.compare]
-    networks = [open_network(path, spec) for spec, path in wanted]
+    networks = [open_network(config.weights, config.model)]
+    networks += [open_network(name, spec, option="--compare") for spec, name in config.compare]
     names = _shared_names(networks)
     preprocessing = networks[0].config.preprocessing
     photo = read_photo(config.image, preprocessing)

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from aa_flax.downsample import METHODS, LearnablePolyphase
-from aa_flax.local_paths import local_path
 from aa_flax.models.base import ModelSpec
 from aa_flax.models.specs import parse_spec, resolve_spec
+from aa_flax.weights.names import kind_of
 from train.data import DataConfig
 from train.errors import CommandError
 from train.fit.distributed import LaunchConfig, check_launch
@@ -140,8 +140,8 @@ class TrainConfig:
     """keep_convs: recompute all but convolutions in the backward pass, for less memory."""
 
     init: str | None = None
-    """Weights to start from: a directory written by `export` or convert_weights.py, or a published name such as
-    resnet50_lpf4."""
+    """Weights to start from: a directory written by `export` or convert_weights.py, a published name such as
+    resnet50_plain, a .pth or .safetensors, hf://owner/name, or an https address."""
 
     new_head: bool = False
     """With --init: start the classifier afresh, for another number of classes."""
@@ -235,9 +235,10 @@ def validate(config: TrainConfig) -> None:
         if value is not None and not fine(value):
             raise CommandError(f"--{name.replace('_', '-')} is {value}, but must be {allowed}")
     require_local_paths(config)
-    if config.init is not None:
+    # A run that goes on needs what it started from no more: what is not there any more is no mistake here.
+    if config.init is not None and ":/" in config.init:
         try:
-            local_path(config.init)
+            kind_of(config.init)
         except ValueError as error:
             raise CommandError(f"--init: {error}") from None
     check_launch(config.launch)

@@ -1,5 +1,6 @@
 """What a run reads from the disk, compared by its content: the same files are the same under any path."""
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Sequence
@@ -7,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from aa_flax.files import file_sha256
-from aa_flax.weights import catalog
-from aa_flax.weights.config import read_config
+from aa_flax.weights.names import kind_of, obtain
 from aa_flax.weights.provenance import as_parent
-from aa_flax.weights.store import WEIGHTS_NAME
 from train.data import Dataset
 from train.data.fingerprint import fingerprint
 from train.fit.config import TrainConfig
@@ -36,25 +35,28 @@ def dataset_facts(dataset: Dataset) -> dict[str, Any]:
     return {f"the data's {name}": value for name, value in facts.items()}
 
 
-def weights_digest(init: str | None) -> str | None:
-    """SHA-256 of the weights that a run starts from; None where they are no directory of weights.
+def weights_digest(init: str | None, model: str | None = None) -> str | None:
+    """SHA-256 of the weights that a run starts from; None where their name says it all, or nothing is there any more.
 
     Args:
-        init: `--init`: a directory, or the name of a published network, which says it all.
+        init: `--init`.
+        model: the run's network, for files that do not say theirs.
     """
-    file = Path(init or "") / WEIGHTS_NAME
-    return file_sha256(file) if init and file.is_file() else None
+    with contextlib.suppress(ValueError, FileNotFoundError):
+        if init is not None and kind_of(init) != "published":
+            weights = obtain(init, spec=model)
+            return weights.sha256 or file_sha256(weights.path)
+    return None
 
 
-def parent_of(init: str | None) -> dict[str, Any] | None:
+def parent_of(init: str | None, model: str) -> dict[str, Any] | None:
     """Model, licence and source of the weights that a run starts from; None for fresh ones.
 
     Args:
-        init: `--init`: a directory, or the name of a published network.
+        init: `--init`.
+        model: the run's network, for files that do not say theirs.
     """
-    if init is None:
-        return None
-    return as_parent(read_config(init) if Path(init).is_dir() else catalog.find(init).config)
+    return None if init is None else as_parent(obtain(init, spec=model).config)
 
 
 def under_the_same_paths(old: Record, config: TrainConfig, dataset: dict[str, Any]) -> TrainConfig:
@@ -69,7 +71,7 @@ def under_the_same_paths(old: Record, config: TrainConfig, dataset: dict[str, An
     # Where the older record has a digest, that is what is compared.
     if _same_place(before, now) or (now is not None and old.dataset.get("digest") == dataset.get("digest") is not None):
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, dir=before))
-    if _same_weights(old, config.init):
+    if _same_weights(old, config.init, config.model):
         config = dataclasses.replace(config, init=old.config.init)
     return config
 
@@ -80,12 +82,12 @@ def _same_place(one: str | Path | None, other: str | Path | None) -> bool:
     return os.path.realpath(Path(one).expanduser()) == os.path.realpath(Path(other).expanduser())
 
 
-def _same_weights(old: Record, init: str | None) -> bool:
+def _same_weights(old: Record, init: str | None, model: str) -> bool:
     before = old.config.init
     if init == before or before is None or init is None:
         return init == before
-    digest = weights_digest(init)
-    return digest is not None and digest == (old.init or weights_digest(before))
+    digest = weights_digest(init, model)
+    return digest is not None and digest == (old.init or weights_digest(before, model))
 
 
 def data_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax.numpy as jnp
 from flax import nnx
@@ -13,11 +12,11 @@ from aa_flax.models.create import build_model
 from aa_flax.models.variables import variables
 from aa_flax.weights.config import Preprocessing
 from aa_flax.weights.identity import spec_of
-from aa_flax.weights.store import load_pretrained
+from aa_flax.weights.store import load_weights
 from train.data import Dataset
 from train.errors import CommandError
 from train.fit.config import TrainConfig, network_spec
-from train.networks import refuse_run
+from train.networks import named_weights
 
 log = logging.getLogger(__name__)
 
@@ -62,9 +61,8 @@ def initial_network(config: TrainConfig, dataset: Dataset) -> Network:
     model = create_network(config, num_classes)
     if config.init is None:
         return model
-    refuse_run(Path(config.init), "--init")
     try:
-        source = load_pretrained(config.init)
+        source = load_weights(named_weights(config.init, config.model, option="--init"))
     except (ValueError, OSError) as error:
         raise CommandError(f"--init {config.init}: {' '.join(str(error).split())}") from error
     found, wanted = variables(source), variables(model)

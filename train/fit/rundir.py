@@ -157,7 +157,8 @@ def leave_record(run_dir: Path, config: TrainConfig, dataset: dict[str, Any]) ->
     path = run_dir / FILE_NAME
     # A run that goes on started from what it started from.
     old = read_record(path) if has_checkpoints(run_dir) and path.exists() else None
-    init, parent = (old.init, old.parent) if old else (weights_digest(config.init), parent_of(config.init))
+    began = config.init, config.model
+    init, parent = (old.init, old.parent) if old else (weights_digest(*began), parent_of(*began))
     record = Record(config=config, dataset=dataset, environment=environment(), init=init, parent=parent)
     write_record(path, record)
     return record

@@ -30,11 +30,11 @@ class Config:
     video: tuple[Path, ...]
     """One or more videos: each a folder of frames, in the order of the numbers in their names, or an animated GIF, PNG
     or WebP. Frames of a film: `ffmpeg -i film.mp4 frames/%06d.png`."""
-    weights: Path | None = None
-    """Weights of a network: a directory that convert_weights.py or `python -m train export` has written, or a PyTorch
-    file."""
+    weights: str | None = None
+    """Weights of a network: a directory of convert_weights.py or `python -m train export`, a published name such as
+    resnet50_plain, a .pth or .safetensors, hf://owner/name, or an https address."""
     model: str | None = None
-    """Which network, e.g. resnet50_lpf4; needed for a PyTorch file alone."""
+    """Which network, e.g. resnet50_lpf4; needed for files that do not say so."""
     foreign: Annotated[Foreign, tyro.conf.arg(name="")] = field(default_factory=Foreign)
     jitter: int = 2
     """Pixels by which a shaking camera would move a frame, up or down and left or right."""
