@@ -16,11 +16,14 @@ from aa_flax.models.batch_norm import BatchNorm
 from aa_flax.models.create import build_model
 from aa_flax.models.registry import MODELS
 from aa_flax.models.specs import parse_spec, resolve_spec
-from tests.zoo import TIMM, ZHANG
+from tests.zoo import CONVNEXT, TIMM, ZHANG
 
 # Exact, as torchvision and timm report them for their networks with 1000 classes.
 PARAMETERS = {
     "alexnet": 61_100_840,
+    "convnext_base": 88_591_464,
+    "convnext_small": 50_223_688,
+    "convnext_tiny": 28_589_128,
     "densenet121": 7_978_856,
     "densenet161": 28_681_000,
     "densenet169": 14_149_480,
@@ -55,7 +58,7 @@ PARAMETERS = {
     "wide_resnet101_2": 126_886_696,
     "wide_resnet50_2": 68_883_240,
 }
-FAMILIES = ("alexnet", "vgg11", "vgg11_bn", "resnet18", "resnet50", "densenet121", "mobilenet_v2")
+FAMILIES = ("alexnet", "vgg11", "vgg11_bn", "resnet18", "resnet50", "densenet121", "mobilenet_v2", "convnext_tiny")
 
 
 def abstract(spec: str, **options):
@@ -76,7 +79,7 @@ def count(model) -> int:
 
 def test_every_registered_network_has_its_size_in_the_table():
     assert sorted(PARAMETERS) == aa_flax.list_models() == sorted(MODELS)
-    assert (len(ZHANG), len(TIMM)) == (23, 11)
+    assert (len(ZHANG), len(CONVNEXT), len(TIMM)) == (23, 3, 11)
 
 
 @pytest.mark.parametrize("name", TIMM)
@@ -84,7 +87,7 @@ def test_exact_parameter_counts_of_timms(name):
     assert count(abstract(name)) == PARAMETERS[name]
 
 
-@pytest.mark.parametrize("name", ZHANG)
+@pytest.mark.parametrize("name", ZHANG + CONVNEXT)
 def test_exact_parameter_counts(name):
     plain, antialiased = abstract(f"{name}_plain"), abstract(name)
     assert count(plain) == count(antialiased) == PARAMETERS[name]

@@ -23,6 +23,7 @@ class TorchNames:
         absent: numbered modules of torchvision's network that the reference's lacks: those behind them move up.
         flattened: the linear layer that reads a flattened map, and the convolution that makes the map's channels.
         package: whose network it is, where that is not torchvision.
+        as_maps: names of variables with one number a channel that are maps of one pixel there, (C, 1, 1).
     """
 
     modules: tuple[tuple[str, str], ...] = ()
@@ -30,6 +31,7 @@ class TorchNames:
     absent: tuple[str, ...] = ()
     flattened: tuple[str, str] | None = None
     package: str = "torchvision"
+    as_maps: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,9 +17,18 @@ from aa_flax.models.initialisers import Initialiser, he_fan_out, torch_default, 
 Layer = Callable[[jax.Array], jax.Array]
 
 
+# Functions of jax.nn under names by which pickles find them.
+
+
 def relu(x: jax.Array) -> jax.Array:
-    """`jax.nn.relu` under a name by which pickles find it."""
     return jax.nn.relu(x)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    return jax.nn.gelu(x, approximate=False)
+
+
+ACTIVATIONS: dict[str, Layer] = {"relu": relu, "gelu": gelu}
 
 
 class Stack(nnx.Module):
@@ -78,8 +87,8 @@ class Builder:
         pad_type: padding of every blur.
         downsample: what subsamples, a name of `aa_flax.downsample.METHODS`.
         circular: pad convolutions and pools circularly instead of with zeros.
-        activation: `relu`, or `alias_free`.
-        norm: `batch`, or `alias_free`.
+        activation: a name of `ACTIVATIONS`, or `alias_free`.
+        norm: `batch` or `layer`, or `alias_free` in their place.
         frozen_bn: normalise by running statistics in every mode and train no scale or bias.
         dtype: dtype the layers compute and answer in.
         param_dtype: dtype of the parameters.
@@ -116,8 +125,8 @@ class Builder:
                 frozen batch normalisation where there is none.
         """
         chosen = dataclasses.replace(self, activation=activation, norm=norm)
-        if norm != "batch" and self.frozen_bn:
-            raise ValueError(f"norm={norm!r} has no running statistics that frozen_bn=True could keep")
+        if norm == "alias_free" and self.frozen_bn:
+            raise ValueError("norm='alias_free' has no running statistics that frozen_bn=True could keep")
         if not chosen.alias_free:
             return chosen
         exact = [name for name, method in METHODS.items() if method.alias_free]
@@ -159,7 +168,7 @@ class Builder:
         bias_init: Initialiser = zeros,
     ) -> nnx.Conv:
         """A square convolution. Padding is torch's: a number of pixels, by default what keeps the size."""
-        if self.circular and padding is not None:
+        if self.circular and padding is not None and stride < size:
             raise ValueError("circular=True is for networks whose convolutions keep the map's size, not AlexNet")
         same = "CIRCULAR" if self.circular else dilation * (size // 2)
         return nnx.Conv(
@@ -180,17 +189,28 @@ class Builder:
         )
 
     def bn(self, channels: int) -> BatchNorm | AliasFreeNorm:
-        """The normalisation of a map of so many channels."""
+        """The batch normalisation of a map of so many channels."""
         if self.norm == "alias_free":
             return AliasFreeNorm(channels, dtype=self.dtype, param_dtype=self.param_dtype)
         norm = FrozenBatchNorm if self.frozen_bn else BatchNorm
         return norm(channels, dtype=self.dtype, param_dtype=self.param_dtype, rngs=self.rngs)
 
+    def ln(self, channels: int) -> nnx.LayerNorm | AliasFreeNorm:
+        """The layer normalisation of a map of so many channels."""
+        if self.norm == "alias_free":
+            return AliasFreeNorm(channels, dtype=self.dtype, param_dtype=self.param_dtype)
+        return self.layer_norm(channels)
+
+    def layer_norm(self, channels: int) -> nnx.LayerNorm:
+        """Layer normalisation, whatever the choice for maps: for what has no places any more."""
+        options: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype, "rngs": self.rngs}
+        return nnx.LayerNorm(channels, epsilon=1e-6, use_fast_variance=False, **options)
+
     def act(self, channels: int) -> Layer:
         """The activation of a map of so many channels."""
         if self.alias_free:
             return AliasFreeActivation(channels, dtype=self.dtype, param_dtype=self.param_dtype)
-        return relu
+        return ACTIVATIONS[self.activation]
 
     def linear(
         self,

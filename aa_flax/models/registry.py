@@ -4,7 +4,7 @@ import difflib
 import fnmatch
 import re
 
-from aa_flax.models import alexnet, densenet, mobilenet, resnet, resnet_timm, vgg
+from aa_flax.models import alexnet, convnext, densenet, mobilenet, resnet, resnet_timm, vgg
 from aa_flax.models.family import Family
 
 _FAMILIES = (
@@ -14,6 +14,7 @@ _FAMILIES = (
     resnet.FAMILY,
     densenet.FAMILY,
     mobilenet.FAMILY,
+    convnext.FAMILY,
     resnet_timm.FAMILY_BLUR,
     resnet_timm.FAMILY_AVERAGE,
 )

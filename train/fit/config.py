@@ -45,12 +45,12 @@ class NetworkConfig:
     stem_stride: Literal[1, 2] | None = None
     """ResNet, MobileNetV2: stride of the first convolution; 1 for small images."""
 
-    activation: Literal["relu", "alias_free"] | None = None
-    """ResNet: what follows the normalisations; alias_free, with downsample ideal, for a network that every shift
+    activation: Literal["relu", "gelu", "alias_free"] | None = None
+    """ResNet, ConvNeXt: the non-linearity; alias_free, with --net.downsample ideal, for a network that every shift
     commutes with."""
 
-    norm: Literal["batch", "alias_free"] | None = None
-    """ResNet: what follows the convolutions; alias_free normalises each image by itself."""
+    norm: Literal["batch", "layer", "alias_free"] | None = None
+    """ResNet, ConvNeXt: the normalisation; alias_free divides an image by one number."""
 
     pool_only: bool | None = None
     """AlexNet, ResNet, DenseNet: leave the stem's strided convolution as it is."""

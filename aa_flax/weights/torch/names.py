@@ -134,8 +134,8 @@ def _rule(path: str, shapes: Shapes, module_name: str, names: TorchNames) -> Rul
         axes = (*range(2, len(shape)), 1, 0)
         split = torch_shape = (shape[-1], shape[-2], *shape[:-2])
     else:
-        split = torch_shape = shape
-        axes = tuple(range(len(shape)))
+        split, axes = shape, tuple(range(len(shape)))
+        torch_shape = (*shape, 1, 1) if leaf in names.as_maps else shape
     return Rule(f"{module_name}.{_LEAVES.get(leaf, leaf)}", path, torch_shape, split, axes, shape)
 
 
