@@ -46,8 +46,8 @@ demo: $(VENV)/.test ## train a plain and an anti-aliased network on digits and d
 
 pictures: $(VENV)/.test ## README's moving picture and the page behind it, from the committed weights
 	$(PY) -m examples.draw_bird out/bird.png
-	$(PY) -m train explain --weights weights/mobilenet_v2_plain-cifar10 --image out/bird.png --output out/bird \
-		--compare mobilenet_v2_lpf4 weights/mobilenet_v2_lpf4-cifar10
+	$(PY) -m train explain --image out/bird.png --weights weights/mobilenet_v2_plain-cifar10 \
+		--compare mobilenet_v2_lpf4 weights/mobilenet_v2_lpf4-cifar10 --output out/bird
 	cp out/bird/shift.gif docs/pictures/bird.gif
 	cp out/bird/explain.html docs/pictures/bird.html
 

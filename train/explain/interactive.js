@@ -200,6 +200,7 @@ for (const input of [down, right]) {
 // The photo follows the hand, so that the crop moves the other way.
 let held = null;
 stage.addEventListener("pointerdown", (event) => {
+  if (event.button !== 0) return;
   stop();
   stage.setPointerCapture(event.pointerId);
   held = { x: event.clientX, y: event.clientY, ...place };
