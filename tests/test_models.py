@@ -28,7 +28,11 @@ PARAMETERS = {
     "densenet161": 28_681_000,
     "densenet169": 14_149_480,
     "densenet201": 20_013_928,
+    "densenetblur121d": 7_998_088,
     "mobilenet_v2": 3_504_872,
+    "mobilenetv4_conv_aa_large": 32_590_864,
+    "mobilenetv4_conv_aa_medium": 9_715_512,
+    "mobilenetv4_conv_blur_medium": 9_715_512,
     "resnet101": 44_549_160,
     "resnet152": 60_192_808,
     "resnet18": 11_689_512,
@@ -79,10 +83,13 @@ def count(model) -> int:
 
 def test_every_registered_network_has_its_size_in_the_table():
     assert sorted(PARAMETERS) == aa_flax.list_models() == sorted(MODELS)
-    assert (len(ZHANG), len(CONVNEXT), len(TIMM)) == (23, 3, 11)
+    assert (len(ZHANG), len(CONVNEXT), len(TIMM)) == (23, 3, 15)
 
 
-@pytest.mark.parametrize("name", TIMM)
+DEEP = ("seresnextaa101d_32x8d", "seresnextaa201d_32x8d")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in DEEP)) for name in TIMM])
 def test_exact_parameter_counts_of_timms(name):
     assert count(abstract(name)) == PARAMETERS[name]
 

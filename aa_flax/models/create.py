@@ -59,7 +59,7 @@ def create_model(
     filter_size: int | None = None,
     num_classes: int = 1000,
     in_channels: int = 3,
-    pad_type: str = "reflect",
+    pad_type: str | None = None,
     dtype: jax.typing.DTypeLike = jnp.float32,
     param_dtype: jax.typing.DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
@@ -76,7 +76,8 @@ def create_model(
         filter_size: taps of every blur, for a spec without suffix.
         num_classes: logits; 0 for a network without head, which gives pooled features (N, C).
         in_channels: channels of the image.
-        pad_type: padding of every blur: `reflect` (the reference's), `replicate`, `zero` or `circular`.
+        pad_type: padding of every blur: `reflect`, `replicate`, `zero` or `circular`. None is what the network was
+            published with: `reflect`, but for `mobilenetv4_conv_blur_medium`, which has `zero`.
         dtype: what layers compute and answer in; statistics and sums stay float32 or wider.
         param_dtype: dtype of the parameters.
         rngs: source of the initial values, which follow the reference.

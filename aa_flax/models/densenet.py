@@ -7,11 +7,11 @@ import dataclasses
 from typing import ClassVar
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import zeros
 
 from aa_flax.models.base import Network
+from aa_flax.models.dense_block import DenseBlock
 from aa_flax.models.family import Family, TorchNames
 from aa_flax.models.initialisers import he_fan_in
 from aa_flax.models.layers import Builder, subsample
@@ -45,36 +45,6 @@ CONFIGS = {
     "densenet169": DenseNetConfig(depths=(6, 12, 32, 32)),
     "densenet201": DenseNetConfig(depths=(6, 12, 48, 32)),
 }
-
-
-class DenseLayer(nnx.Module):
-    """BN, ReLU, 1x1, BN, ReLU, 3x3: the channels that one layer adds."""
-
-    def __init__(self, cin: int, config: DenseNetConfig, *, build: Builder):
-        width = config.bn_size * config.growth_rate
-        self.norm1, self.conv1 = build.bn(cin), build.conv(cin, width, 1)
-        self.norm2, self.conv2 = build.bn(width), build.conv(width, config.growth_rate, 3)
-        self.dropout = nnx.Dropout(config.drop_rate)
-
-    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-        y = self.conv1(jax.nn.relu(self.norm1(x)))
-        y = self.conv2(jax.nn.relu(self.norm2(y)))
-        return self.dropout(y, rngs=rngs)
-
-
-class DenseBlock(nnx.Module):
-    """Layers that each see everything before them."""
-
-    def __init__(self, cin: int, depth: int, config: DenseNetConfig, *, build: Builder):
-        self.depth = depth
-        for i in range(depth):
-            layer = DenseLayer(cin + i * config.growth_rate, config, build=build)
-            setattr(self, f"denselayer{i + 1}", layer)
-
-    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-        for i in range(self.depth):
-            x = jnp.concatenate([x, getattr(self, f"denselayer{i + 1}")(x, rngs=rngs)], -1)
-        return x
 
 
 class Transition(nnx.Module):

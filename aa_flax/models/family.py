@@ -67,6 +67,7 @@ class Family:
         recipe: how `python -m train fit` trains the networks.
         filter_size: taps of the blurs, where the names of the networks say how they are anti-aliased: they take no
             suffix and are never plain. None for networks that exist plain and with filters of any size.
+        pad_type: padding of the blurs where none is asked for.
         antialias_option: the option with the taps of what `aa_flax.antialias` can still blur in such a network.
 
     Raises:
@@ -79,6 +80,7 @@ class Family:
     placements: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     recipe: Recipe = Recipe()
     filter_size: int | None = None
+    pad_type: str = "reflect"
     antialias_option: str | None = None
 
     def __post_init__(self):

@@ -4,7 +4,17 @@ import difflib
 import fnmatch
 import re
 
-from aa_flax.models import alexnet, convnext, densenet, mobilenet, resnet, resnet_timm, vgg
+from aa_flax.models import (
+    alexnet,
+    convnext,
+    densenet,
+    densenet_timm,
+    mobilenet,
+    mobilenet_v4,
+    resnet,
+    resnet_timm,
+    vgg,
+)
 from aa_flax.models.family import Family
 
 _FAMILIES = (
@@ -17,6 +27,9 @@ _FAMILIES = (
     convnext.FAMILY,
     resnet_timm.FAMILY_BLUR,
     resnet_timm.FAMILY_AVERAGE,
+    densenet_timm.FAMILY,
+    mobilenet_v4.FAMILY_BLUR,
+    mobilenet_v4.FAMILY_AVERAGE,
 )
 MODELS = {name: family for family in _FAMILIES for name in family.configs}
 

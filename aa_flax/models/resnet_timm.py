@@ -217,7 +217,8 @@ class TimmResNet(Network):
             x = subsample(self.pool_blur, even_sides(x), rngs)
             # An odd map would be rounded down by the averages of a block and up by its shortcut.
             if x.shape[1] % 8 or x.shape[2] % 8:
-                raise ValueError(f"networks that average take sides that are multiples of 32, got {height}x{width}")
+                name = "this network" if self.spec is None else self.spec.name
+                raise ValueError(f"{name} takes images whose sides are multiples of 32, got {height}x{width}")
         maps = [x := stage(x, rngs=rngs) for stage in self._stages()]
         return tuple(maps)
 

@@ -124,7 +124,7 @@ def resolve_spec(
     filter_size: int | None = None,
     num_classes: int = 1000,
     in_channels: int = 3,
-    pad_type: str = "reflect",
+    pad_type: str | None = None,
     **options: Any,
 ) -> ModelSpec:
     """Checks the arguments of `create_model` without building anything.
@@ -141,7 +141,7 @@ def resolve_spec(
         filter_size=taps if filter_size is None else filter_size,
         num_classes=num_classes,
         in_channels=in_channels,
-        pad_type=pad_type,
+        pad_type=family_of(name).pad_type if pad_type is None else pad_type,
         **options,
     )
 

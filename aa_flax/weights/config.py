@@ -243,8 +243,8 @@ def _spec_of(fields: dict[str, Any]) -> ModelSpec:
     model, options = fields.pop("model"), _tuples(fields.pop("options", {}))
     _require(isinstance(model, str), "model", "a network's name", model)
     _require_names("options", options)
-    given = {name: fields.get(name, getattr(ModelSpec, name)) for name in ("num_classes", "in_channels", "pad_type")}
-    _require(isinstance(given["pad_type"], str), "pad_type", "a name", given["pad_type"])
+    given = {name: fields[name] for name in ("num_classes", "in_channels", "pad_type") if name in fields}
+    _require(isinstance(given.get("pad_type", ""), str), "pad_type", "a name", given.get("pad_type"))
     return resolve_spec(model, **given, **options)
 
 

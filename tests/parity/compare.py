@@ -22,6 +22,8 @@ _BLOCKS = {
     "ResNet": (r"(layer\d)\.(\d+)", r"\1.\2"),
     "DenseNet": (r"(denseblock\d|transition\d)", r"features.\1"),
     "TimmResNet": (r"(layer\d)\.(\d+)", r"\1.\2"),
+    "TimmDenseNet": (r"(denseblock\d|transition\d)", r"features.\1"),
+    "MobileNetV4": (r"(blocks\.\d\.\d+)", r"\1"),
     "MobileNetV2": (r"blocks\.(\d+)", r"features.\1"),
 }
 

@@ -112,3 +112,20 @@ def test_in_float64(name: str, filter_size: int | None):
     with jax.enable_x64(True):
         net = oracles.network(name, filter_size, seed=3, dtype=oracles.torch.float64)
         _assert_all_below(_errors(*_both_steps(net, _spec(name, filter_size))), 1e-8)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnetblur18",
+        "resnetaa34d",
+        pytest.param("seresnetaa50d", marks=pytest.mark.full),
+        pytest.param("densenetblur121d", marks=pytest.mark.full),
+        pytest.param("mobilenetv4_conv_blur_medium", marks=pytest.mark.full),
+        pytest.param("mobilenetv4_conv_aa_medium", marks=pytest.mark.full),
+    ],
+)
+def test_timms_in_float64(name: str):
+    with jax.enable_x64(True):
+        net = oracles.timm_network(name, seed=3, dtype=oracles.torch.float64)
+        _assert_all_below(_errors(*_both_steps(net, name)), 1e-8)

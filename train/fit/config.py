@@ -33,7 +33,7 @@ PresetName = Literal["zhang2019", "finetune", "modern", "cifar10", "digits"]
 class NetworkConfig:
     """Options of the network beyond its name; what is left out keeps the family's default."""
 
-    pad_type: Literal["reflect", "replicate", "zero", "circular"] = "reflect"
+    pad_type: Literal["reflect", "replicate", "zero", "circular"] | None = None
     """Padding of the blurs."""
 
     downsample: Annotated[str, _DOWNSAMPLE] = "blur"
