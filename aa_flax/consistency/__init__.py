@@ -42,6 +42,7 @@ from typing import TYPE_CHECKING, Any
 
 from aa_flax.consistency.by_distance import Distance, agreement_by_distance
 from aa_flax.consistency.fixed import Accuracy, Diagonal, Exact, WorstCase
+from aa_flax.consistency.paired import Difference, difference, holm
 from aa_flax.consistency.pairs import Circular, Crop, Fractional, Pairs, Zhang2019
 from aa_flax.consistency.protocol import ShiftProtocol, gather
 from aa_flax.consistency.result import Estimate, Result
@@ -101,6 +102,7 @@ __all__ = [
     "Circular",
     "Crop",
     "Diagonal",
+    "Difference",
     "Distance",
     "Estimate",
     "Exact",
@@ -114,7 +116,9 @@ __all__ = [
     "Zhang2019",
     "agreement_by_distance",
     "create_protocol",
+    "difference",
     "fourier_shift",
     "gather",
+    "holm",
     "over_videos",
 ]
