@@ -16,9 +16,10 @@ from aa_flax.consistency import Estimate
 from train.page.content import Cell, Figure, Page, Section, Table, plain
 from train.page.drawing import STYLE, Drawn
 from train.page.forms import to_html, to_markdown, write_page
+from train.page.numbers import front
 from train.reproduce import report, tables
 from train.reproduce.report import Conditions
-from train.reproduce.rows import Measured, Row, front, published_rows
+from train.reproduce.rows import Measured, Row, published_rows
 
 # What the reference's own tables set in bold type (on the front), by network; all other rows of
 # these tables are in italics. Their rows: the plain network and filters 2 to 5, from scratch.

@@ -29,6 +29,7 @@ COMMANDS = {
     "fit": Command("train.fit.command", "train a network, or go on where training stopped"),
     "export": Command("train.fit.export", "write the weights of a run for `aa_flax.load_pretrained`"),
     "evaluate": Command("train.evaluate.command", "measure accuracy and shift consistency on photos"),
+    "compare": Command("train.compare.command", "measure many networks on the same photos, as a report"),
     "reproduce": Command("train.reproduce.command", "measure the published networks again, as a report"),
     "explain": Command("train.explain.command", "show what a network says of one photo as it shifts"),
     "video": Command("train.video.command", "measure how often a prediction changes from frame to frame"),

@@ -160,28 +160,50 @@ def score(
     Raises:
         CommandError: no readable image; a network that returned NaN; a label outside its classes.
     """
-    mesh = local_mesh()
-    if isinstance(fn, Partial):
-        fn = jax.tree.map(lambda leaf: _replicated(leaf, mesh), fn)
-    preprocess = network_input(preprocessing)
-    rows = NamedSharding(mesh, PartitionSpec("data"))
+    fn = on_all_devices(fn)
     seen: dict[str, list[dict[str, jax.Array]]] = {name: [] for name in protocols}
     counted: list[dict[str, np.ndarray]] = []
     for batch in batches:
-        images = _reflected(jax.device_put(batch["image"], rows), margin)
-        labels = jax.device_put(batch["label"], rows)
-        # int32: index may exceed it nowhere, and jax would truncate int64 with a warning.
-        index = batch["index"].astype(np.int32)
-        for name, protocol in protocols.items():
-            part = protocol.per_image(fn, images, index=index, labels=labels, preprocess=preprocess)
+        for name, part in look(fn, batch, protocols, preprocessing, margin=margin).items():
             seen[name].append(part)
-        counted.append({"index": index, "mask": batch["mask"], "bad": batch["bad"]})
+        counted.append({"index": batch["index"].astype(np.int32), "mask": batch["mask"], "bad": batch["bad"]})
         # One batch may queue behind the running one; more would fill the device's memory.
         if len(counted) > 1:
             jax.block_until_ready([parts[-2] for parts in seen.values()])
         if progress is not None:
             progress(int((batch["mask"] | batch["bad"]).sum()))
     return _summary(protocols, seen, counted)
+
+
+def on_all_devices(fn: Predictor) -> Predictor:
+    """A function whose arrays, if it has any that JAX knows of, lie on all devices of this process."""
+    mesh = local_mesh()
+    return jax.tree.map(lambda leaf: _replicated(leaf, mesh), fn) if isinstance(fn, Partial) else fn
+
+
+def look(
+    fn: Predictor,
+    batch: Batch,
+    protocols: Mapping[str, ShiftProtocol],
+    preprocessing: Preprocessing,
+    *,
+    margin: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """What each protocol sees of a network on one batch, which goes to the devices once; arguments as for `score`.
+
+    Args:
+        fn: what `on_all_devices` gave.
+    """
+    rows = NamedSharding(local_mesh(), PartitionSpec("data"))
+    images = _reflected(jax.device_put(batch["image"], rows), margin)
+    labels = jax.device_put(batch["label"], rows)
+    # int32: index may exceed it nowhere, and jax would truncate int64 with a warning.
+    index = batch["index"].astype(np.int32)
+    preprocess = network_input(preprocessing)
+    return {
+        name: protocol.per_image(fn, images, index=index, labels=labels, preprocess=preprocess)
+        for name, protocol in protocols.items()
+    }
 
 
 def _replicated(leaf: jax.Array, mesh: Mesh) -> jax.Array:

@@ -3,6 +3,7 @@
 import functools
 import importlib
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -69,4 +70,12 @@ def open_function(name: str, told: Told) -> Measurable:
         found = functools.partial(jax.jit(lambda fn, images: fn(images)), as_function(network))
     if not callable(found):
         raise CommandError(f"{name} is {type(found).__name__}, which cannot be called")
-    return measurable(found, Input(layout=told.layout or "nhwc"), told, model=name, described={"kind": "function"})
+    source = getattr(sys.modules[module_name], "__file__", None)
+    return measurable(
+        found,
+        Input(layout=told.layout or "nhwc"),
+        told,
+        model=name,
+        file=None if source is None else Path(source),
+        described={"kind": "function", "name": name},
+    )

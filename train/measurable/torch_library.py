@@ -39,7 +39,7 @@ def open_timm(name: str, weights: Path | None, told: Told) -> Measurable:
     expected = Input(
         layout="nchw", channels=channels, preprocessing=Preprocessing.of_share(height, said["crop_pct"], **fields)
     )
-    return _measurable(network, f"timm/{name}", expected, weights, told, timm)
+    return _measurable(network, name, expected, weights, told, timm)
 
 
 def open_torchvision(name: str, weights: Path | None, told: Told) -> Measurable:
@@ -78,7 +78,7 @@ def open_torchvision(name: str, weights: Path | None, told: Told) -> Measurable:
         std=tuple(rule.std),
     )
     expected = Input(layout="nchw", preprocessing=published if weights is None else None)
-    return _measurable(network, f"torchvision/{name}", expected, weights, told, library)
+    return _measurable(network, name, expected, weights, told, library)
 
 
 def _library(package: str, name: str) -> ModuleType:
@@ -130,7 +130,7 @@ def _fill(network: Any, path: Path) -> None:
 
 
 def _measurable(
-    network: Any, model: str, expected: Input, weights: Path | None, told: Told, library: ModuleType
+    network: Any, name: str, expected: Input, weights: Path | None, told: Told, library: ModuleType
 ) -> Measurable:
     import torch
 
@@ -138,11 +138,12 @@ def _measurable(
         _runner(network),
         expected,
         told,
-        model=model,
+        model=f"{library.__name__}/{name}",
         file=weights,
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         described={
             "kind": library.__name__,
+            "name": name,
             "weights": "published" if weights is None else str(weights),
             library.__name__: library.__version__,
             "torch": torch.__version__,

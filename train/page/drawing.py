@@ -13,6 +13,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
 from train.page.style import LIGHT
@@ -83,7 +84,7 @@ SIDES = {
 def label_points(
     axis: Axes, names: Sequence[tuple[str, float, float]], taken: Sequence[tuple[float, float]] = (), *, first: str
 ) -> None:
-    """Names points, each on the first side where it meets no point and no other name.
+    """Names points, each on the first side where it meets no point, no other name and no edge.
 
     To be called when all else is drawn: the picture's layout is found here, and kept.
 
@@ -109,7 +110,8 @@ def label_points(
                 text, (x, y), offset, textcoords="offset points", ha=hold, va="center", fontsize=8.5, zorder=4
             )
             box = name.get_window_extent()
-            tried.append((box.count_overlaps(met), len(tried), name, box))
+            beyond = box.x0 < axis.bbox.x0 or box.x1 > figure.bbox.x1
+            tried.append((box.count_overlaps(met) + beyond, len(tried), name, box))
             if not tried[-1][0]:
                 break
         *_, best, box = min(tried)
@@ -117,6 +119,20 @@ def label_points(
             if name is not best:
                 name.remove()
         met.append(box)
+
+
+def time_axis(axis: Axes, spread: float) -> None:
+    """Linear from zero, or the noise of a clock would look like a cost; logarithmic where times differ by factors."""
+    if spread > 4:
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_xlabel("Time of a forward pass (ms an image)")
+    axis.grid()
+    axis.margins(x=0.18, y=0.12)
+    if spread <= 4:
+        axis.set_xlim(left=0)
 
 
 def series_key(training: str, marker: str | None = None) -> Line2D:

@@ -10,9 +10,10 @@ from matplotlib.lines import Line2D
 
 from aa_flax.consistency import Estimate
 from train.page.content import Figure
-from train.page.drawing import COLOURS, INK, PAPER, RULE, SERIES, SOFT, Drawn, dot, label_points, series_key
+from train.page.drawing import COLOURS, INK, PAPER, RULE, SERIES, SOFT, Drawn, dot, label_points, series_key, time_axis
+from train.page.numbers import front
 from train.page.style import LIGHT
-from train.reproduce.rows import Row, front, timed
+from train.reproduce.rows import Row, timed
 
 QUANTITIES = {"top1": "Top-1 accuracy", "consistency": "Crop consistency"}
 
@@ -161,7 +162,7 @@ def cost(rows: Sequence[Row], *, device: str, caption: str) -> Figure:
         for axis, (field, quantity) in zip(axes, QUANTITIES.items(), strict=True):
             for fan in fans[field]:
                 _cost_fan(axis, fan)
-            _time_axis(axis, max(times) / min(times))
+            time_axis(axis, max(times) / min(times))
             axis.set_ylabel(f"{quantity} (%)")
         used = {row.training for row, _, _ in points}
         drawing.legend(
@@ -262,18 +263,6 @@ def _bar_pair(axis: Axes, place: int, pair: tuple[Row, Row], field: str) -> None
 def _measured_key() -> Line2D:
     label = "measured here, with its standard error"
     return Line2D([], [], linestyle="-", marker="o", color=INK, markerfacecolor=PAPER, label=label)
-
-
-def _time_axis(axis: Axes, spread: float) -> None:
-    """Linear from zero, or the noise of a clock would look like a cost; logarithmic where times differ by factors."""
-    if spread > 4:
-        axis.set_xscale("log")
-        axis.xaxis.set_major_formatter("{x:g}")
-    axis.set_xlabel("Time of a forward pass (ms an image)")
-    axis.grid()
-    axis.margins(x=0.18, y=0.12)
-    if spread <= 4:
-        axis.set_xlim(left=0)
 
 
 def _cost_fan(axis: Axes, variants: Sequence[tuple[Row, Pair]]) -> None:

@@ -110,11 +110,6 @@ def choose(rows: Sequence[Row], patterns: Sequence[str]) -> list[Row]:
     return [row for row in rows if not patterns or any(matches(row, pattern) for pattern in patterns)]
 
 
-def front(places: Sequence[tuple[float, float]]) -> list[bool]:
-    """Which places no other one beats: at least as good in both numbers and better in one."""
-    return [not any(a >= x and b >= y and (a, b) != (x, y) for a, b in places) for x, y in places]
-
-
 def timed(rows: Iterable[Row]) -> list[tuple[Row, Measured, float]]:
     """The rows whose forward pass was timed here, with what was measured and the milliseconds."""
     found = [(row, row.measured) for row in rows if row.measured]

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from aa_flax.consistency import Estimate
 from train.page.content import Cell, Table
-from train.reproduce.rows import Measured, Row, front, timed
+from train.page.numbers import front, signed, spread
+from train.reproduce.rows import Measured, Row, timed
 
 OTHER_WEIGHTS = "\u2020"
 NOT_MEASURED = Cell(text="\u2013", spoken="not measured")
@@ -91,19 +92,6 @@ def costs(rows: Iterable[Row]) -> Table:
         lines.append(tuple(Cell(text=text) for text in texts))
     columns = ("Network", "Published as", "ms an image", "Time, plain = 1", "Accuracy gained", "Consistency gained")
     return Table(caption="Time of a forward pass", columns=columns, rows=tuple(lines), words=frozenset({0, 1}))
-
-
-def signed(difference: float) -> str:
-    """Two decimals with a sign, the minus as long as the plus is wide."""
-    # Adding zero turns a rounded -0.0 into 0.0.
-    return f"{round(difference, 2) + 0.0:+.2f}".replace("-", "\u2212")
-
-
-def spread(estimate: Estimate) -> str:
-    """A percentage and, where it has one, its standard error."""
-    if math.isnan(estimate.stderr):
-        return f"{estimate.value:.2f}"
-    return f"{estimate.value:.2f} \u00b1 {estimate.stderr:.2f}"
 
 
 def verdict(measured: Estimate, published: float) -> tuple[str, str]:

@@ -1,0 +1,132 @@
+"""The networks of a comparison, as a person names them in one word each."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+from aa_flax.export import DESCRIPTION
+from aa_flax.local_paths import local_path
+from aa_flax.models.specs import resolve_spec
+from aa_flax.weights.config import PretrainedConfig
+from aa_flax.weights.store import WEIGHTS_NAME, load_pretrained
+from train.errors import CommandError
+from train.measurable.naming import Foreign
+from train.measurable.network import Measurable, Told
+from train.networks import OpenedNetwork, as_function, open_network
+
+# What may stand behind a network's name as +OPTION=VALUE.
+TOLD = tuple(field.name for field in fields(Told))
+OWN = ("name", "model")
+OPTIONS = ("name", "model", "weights", *TOLD)
+_OPTION = re.compile(rf"\+({'|'.join(OPTIONS)})=")
+_KINDS = ("onnx", "timm", "torchvision", "exported", "fn")
+
+
+def open_entrant(word: str) -> Measurable:
+    """One network.
+
+    Args:
+        word: `FILE.onnx`, `timm:NAME`, `torchvision:NAME`, `exported:DIRECTORY`, `fn:MODULE:FUNCTION`, a directory of
+            weights, a PyTorch file with `+model=SPEC`, or a spec with published weights; then any of `+name=...` (what
+            to call it), `+weights=FILE` and what a person tells of networks of other make, such as `+size=224`.
+
+    Raises:
+        CommandError: names the word and what is wrong with it.
+    """
+    what, *pairs = _OPTION.split(word)
+    said = dict(zip(pairs[::2], pairs[1::2], strict=True))
+    kind, _, rest = what.partition(":")
+    try:
+        if kind in _KINDS and rest:
+            found = _foreign(kind, rest, said)
+        elif what.endswith(".onnx"):
+            found = _foreign("onnx", what, said)
+        elif (Path(what) / DESCRIPTION).is_file():
+            found = _foreign("exported", what, said)
+        else:
+            found = _own(what, said)
+    except CommandError as error:
+        raise CommandError(str(error) if what in str(error) else f"{what}: {error}") from error
+    return replace(found, model=said.get("name", found.model))
+
+
+def _foreign(kind: str, what: str, said: dict[str, str]) -> Measurable:
+    if "model" in said:
+        raise CommandError("+model is for PyTorch files of networks of this package")
+    told = {
+        name: int(value) if name in ("size", "resize", "classes") and value.isdecimal() else value
+        for name, value in said.items()
+        if name in TOLD
+    }
+    for name, known in (("layout", ("nhwc", "nchw")), ("interpolation", ("nearest", "bilinear", "bicubic", "lanczos"))):
+        if name in told and told[name] not in known:
+            raise CommandError(f"+{name}={told[name]} is none of {', '.join(known)}")
+    for name in ("size", "resize", "classes"):
+        if isinstance(told.get(name), str):
+            raise CommandError(f"+{name}={told[name]} is no whole number")
+    weights = Path(said["weights"]) if "weights" in said else None
+    value = what if kind in ("timm", "torchvision", "fn") else _path(what)
+    found = Foreign(**{kind: value}, weights_file=weights, told=Told(**told)).open()
+    assert found is not None
+    return found
+
+
+def _path(text: str) -> Path:
+    try:
+        return local_path(text)
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+
+
+def _own(what: str, said: dict[str, str]) -> Measurable:
+    if useless := [name for name in said if name not in OWN]:
+        raise CommandError(f"+{useless[0]} is for networks of other make; config.json has it of this one")
+    path = _path(what)
+    if path.exists():
+        return of_network(open_network(path, said.get("model")), path)
+    try:
+        config = PretrainedConfig(spec=resolve_spec(what))
+        return of_network(OpenedNetwork(load_pretrained(what), config), None)
+    except (OSError, ValueError) as error:
+        raise CommandError(
+            f"{error}; a network is a directory of weights, a file of ONNX, KIND:NAME (KIND is one of "
+            f"{', '.join(_KINDS)}) or a spec with published weights"
+        ) from error
+
+
+def of_network(opened: OpenedNetwork, path: Path | None) -> Measurable:
+    """A network of this package."""
+    model, config = opened.model, opened.config
+    parameters = jax.tree.leaves(nnx.state(model, nnx.Param))
+    return Measurable(
+        model=config.model,
+        fn=as_function(model),
+        preprocessing=config.preprocessing,
+        num_classes=config.num_classes,
+        class_names=config.class_names,
+        file=path / WEIGHTS_NAME if path is not None and path.is_dir() else path,
+        parameters=sum(int(np.prod(leaf.shape)) for leaf in parameters),
+        described={"kind": "aa_flax", "spec": config.model, "pad_type": config.pad_type, "options": config.options},
+    )
+
+
+def open_all(words: Sequence[str]) -> list[Measurable]:
+    """All networks, each under a name of its own.
+
+    Raises:
+        CommandError: fewer than two, two of one name, one that cannot be opened.
+    """
+    if len(words) < 2:
+        raise CommandError(f"{len(words)} network to compare; name two or more")
+    found = [open_entrant(word) for word in words]
+    for number, entrant in enumerate(found):
+        if entrant.model in [other.model for other in found[:number]]:
+            raise CommandError(
+                f"two networks are called {entrant.model}; name one with +name=..., {words[number]}+name=B"
+            )
+    return found

@@ -1,0 +1,24 @@
+"""Numbers as a report writes them, and which of them no other beats."""
+
+import math
+from collections.abc import Sequence
+
+from aa_flax.consistency import Estimate
+
+
+def front(places: Sequence[tuple[float, float]]) -> list[bool]:
+    """Which places no other one beats: at least as good in both numbers and better in one."""
+    return [not any(a >= x and b >= y and (a, b) != (x, y) for a, b in places) for x, y in places]
+
+
+def signed(difference: float) -> str:
+    """Two decimals with a sign, the minus as long as the plus is wide."""
+    # Adding zero turns a rounded -0.0 into 0.0.
+    return f"{round(difference, 2) + 0.0:+.2f}".replace("-", "\u2212")
+
+
+def spread(estimate: Estimate) -> str:
+    """A percentage and, where it has one, its standard error."""
+    if math.isnan(estimate.stderr):
+        return f"{estimate.value:.2f}"
+    return f"{estimate.value:.2f} \u00b1 {estimate.stderr:.2f}"
