@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -12,11 +13,11 @@ from flax import nnx
 from aa_flax.export import DESCRIPTION
 from aa_flax.local_paths import local_path
 from aa_flax.models.specs import resolve_spec
-from aa_flax.weights.config import PretrainedConfig
+from aa_flax.weights.config import INTERPOLATIONS, PretrainedConfig
 from aa_flax.weights.store import WEIGHTS_NAME, load_pretrained
 from train.errors import CommandError
-from train.measurable.naming import Foreign
-from train.measurable.network import Measurable, Told
+from train.measurable.naming import KINDS, Foreign
+from train.measurable.network import Layout, Measurable, Told
 from train.networks import OpenedNetwork, as_function, open_network
 
 # What may stand behind a network's name as +OPTION=VALUE.
@@ -24,7 +25,6 @@ TOLD = tuple(field.name for field in fields(Told))
 OWN = ("name", "model")
 OPTIONS = ("name", "model", "weights", *TOLD)
 _OPTION = re.compile(rf"\+({'|'.join(OPTIONS)})=")
-_KINDS = ("onnx", "timm", "torchvision", "exported", "fn")
 
 
 def open_entrant(word: str) -> Measurable:
@@ -42,7 +42,7 @@ def open_entrant(word: str) -> Measurable:
     said = dict(zip(pairs[::2], pairs[1::2], strict=True))
     kind, _, rest = what.partition(":")
     try:
-        if kind in _KINDS and rest:
+        if kind in KINDS and rest:
             found = _foreign(kind, rest, said)
         elif what.endswith(".onnx"):
             found = _foreign("onnx", what, said)
@@ -58,22 +58,24 @@ def open_entrant(word: str) -> Measurable:
 def _foreign(kind: str, what: str, said: dict[str, str]) -> Measurable:
     if "model" in said:
         raise CommandError("+model is for PyTorch files of networks of this package")
-    told = {
-        name: int(value) if name in ("size", "resize", "classes") and value.isdecimal() else value
-        for name, value in said.items()
-        if name in TOLD
-    }
-    for name, known in (("layout", ("nhwc", "nchw")), ("interpolation", ("nearest", "bilinear", "bicubic", "lanczos"))):
-        if name in told and told[name] not in known:
-            raise CommandError(f"+{name}={told[name]} is none of {', '.join(known)}")
-    for name in ("size", "resize", "classes"):
-        if isinstance(told.get(name), str):
-            raise CommandError(f"+{name}={told[name]} is no whole number")
     weights = Path(said["weights"]) if "weights" in said else None
-    value = what if kind in ("timm", "torchvision", "fn") else _path(what)
-    found = Foreign(**{kind: value}, weights_file=weights, told=Told(**told)).open()
+    network: dict[str, Any] = {kind: what if kind in ("timm", "torchvision", "fn") else _path(what)}
+    told: dict[str, Any] = {name: _value(name, text) for name, text in said.items() if name in TOLD}
+    found = Foreign(**network, weights_file=weights, told=Told(**told)).open()
     assert found is not None
     return found
+
+
+def _value(name: str, text: str) -> int | str:
+    """What was told of a network, as `Told` has it."""
+    if name in ("size", "resize", "classes"):
+        if not text.isdecimal():
+            raise CommandError(f"+{name}={text} is no whole number")
+        return int(text)
+    choices = {"layout": get_args(Layout), "interpolation": INTERPOLATIONS}
+    if name in choices and text not in choices[name]:
+        raise CommandError(f"+{name}={text} is none of {', '.join(choices[name])}")
+    return text
 
 
 def _path(text: str) -> Path:
@@ -95,7 +97,7 @@ def _own(what: str, said: dict[str, str]) -> Measurable:
     except (OSError, ValueError) as error:
         raise CommandError(
             f"{error}; a network is a directory of weights, a file of ONNX, KIND:NAME (KIND is one of "
-            f"{', '.join(_KINDS)}) or a spec with published weights"
+            f"{', '.join(KINDS)}) or a spec with published weights"
         ) from error
 
 

@@ -51,8 +51,8 @@ def scatter(points: Sequence[Point], quantity: str, *, caption: str) -> Figure:
         for point in points:
             x, y = point.accuracy.value, point.consistency.value
             colour = LIGHT[COLOURS[SERIES[point.kind]]]
-            errors = {"xerr": _finite(point.accuracy.stderr), "yerr": _finite(point.consistency.stderr)}
-            axis.errorbar(x, y, **errors, color=colour, elinewidth=0.8, alpha=0.6, zorder=2)
+            across, along = _finite(point.accuracy.stderr), _finite(point.consistency.stderr)
+            axis.errorbar(x, y, xerr=across, yerr=along, color=colour, elinewidth=0.8, alpha=0.6, zorder=2)
             dot(axis, x, y, SERIES[point.kind], filled=point.ahead)
         axis.set_xlabel("Accuracy (%)")
         axis.set_ylabel(f"{quantity} (%)")

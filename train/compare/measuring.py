@@ -244,7 +244,8 @@ def _measure_stretch(
     bad.add(batches.bad.found)
     for entrant, found in zip(entrants, seen, strict=True):
         buffer = io.BytesIO()
-        np.savez(buffer, **{key: np.concatenate([part[key] for part in found]) for key in found[0]})
+        whole: dict[str, Any] = {key: np.concatenate([part[key] for part in found]) for key in found[0]}
+        np.savez(buffer, allow_pickle=False, **whole)
         write_atomically(entrant.kept(start), buffer.getvalue())
 
 
