@@ -8,7 +8,6 @@ python convert_weights.py weights/resnetaa50 --push owner/name                  
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,14 +20,12 @@ from aa_flax.hub import check_push, push_to_hub
 from aa_flax.local_paths import local_path
 from aa_flax.models.abstract import build_abstract
 from aa_flax.models.specs import resolve_spec
-from aa_flax.models.variables import variables
 from aa_flax.printable import accept_any_text, printable
 from aa_flax.progress import progress
 from aa_flax.weights.catalog import list_pretrained
-from aa_flax.weights.config import INTERPOLATIONS, WEIGHTS_NAME, Preprocessing, PretrainedConfig
-from aa_flax.weights.conversion import Conversion, convert_file, holds_conversion
-from aa_flax.weights.identity import spec_of
-from aa_flax.weights.input_channels import channel_statistics
+from aa_flax.weights.config import INTERPOLATIONS, PretrainedConfig
+from aa_flax.weights.conversion import convert_file
+from aa_flax.weights.input_channels import preparation_for
 from aa_flax.weights.json_file import parse_json
 from aa_flax.weights.names import Weights, kind_of, obtain, obtain_published
 
@@ -68,6 +65,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--verify", action="store_true", help="load the result again and compare it with the checkpoint")
     add("--overwrite", action="store_true", help="replace other weights in DIR")
     add("--push", metavar="OWNER/NAME", help="upload DIR, or the directory IN, to the Hugging Face Hub with a card")
+    add("--report", metavar="FILE", type=Path, help="of evaluate --output on DIR: its figures go into the card")
     add("--list", metavar="PATTERN", nargs="?", const="*", help="list what is published, e.g. --list 'resnet*'")
     options = parser.parse_args(arguments)
     if options.list is None and not (options.input or options.model):
@@ -97,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.push:
             with progress() as step:
                 step(f"uploading {options.output or options.input}")
-                address = push_to_hub(options.output or options.input, options.push)
+                address = push_to_hub(options.output or options.input, options.push, report=options.report)
             print(printable(f"  uploaded    {address}"))
     except (OSError, ValueError, ImportError) as error:
         # CheckpointError and DownloadError are among these.
@@ -120,17 +118,17 @@ def convert(options: argparse.Namespace) -> None:
         step(f"converting {weights.path.name}")
         chosen = {name: getattr(options, name) for name in ("key", "prefix", "skip_head", "allow_filter_change")}
         conversion = convert_file(weights, spec, **chosen, **network)
-        check_output(options, conversion)
         step(f"writing {options.output}")
         license = options.license or weights.config.license
-        channels = spec_of(conversion.model, "convert_weights.py").in_channels
-        conversion.save(options.output, license=license, **prepare_images(options, weights.config, channels))
+        images = preparation_for(weights.config, conversion.spec.in_channels, **given_preparation(options))
+        conversion.save(options.output, overwrite=options.overwrite, license=license, **images)
         if options.verify:
             try:
                 verified = conversion.verify(options.output, step(f"verifying {options.output}"))
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(f"{options.output} is written, but not verified") from None
-    print_summary(conversion, options.output, license)
+    for line in conversion.summary(options.output, license):
+        print(printable(line))
     if options.verify:
         print(f"  verified    {verified} tensors, read back, equal the checkpoint's")
 
@@ -162,7 +160,7 @@ def check(options: argparse.Namespace, network: Mapping[str, Any]) -> None:
     try:
         spec = resolve_spec(options.model.partition(".")[0], **network)
         channels = options.in_channels or len(options.mean or options.std or "RGB")
-        prepare_images(options, PretrainedConfig(spec=resolve_spec(spec.name)), channels)
+        preparation_for(PretrainedConfig(spec=resolve_spec(spec.name)), channels, **given_preparation(options))
         if options.option:
             build_abstract(spec)
     except (TypeError, ArithmeticError) as error:
@@ -180,47 +178,10 @@ def get(options: argparse.Namespace, step: Callable[[str], Progress]) -> Weights
     return weights
 
 
-def prepare_images(options: argparse.Namespace, known: PretrainedConfig, channels: int) -> dict[str, Any]:
-    """How the network's images are prepared: as the options say, else as is known of the weights."""
+def given_preparation(options: argparse.Namespace) -> dict[str, Any]:
+    """What the options say of how images are prepared."""
     names = ("resize", "crop", "interpolation", "mean", "std")
-    given = {name: value for name in names if (value := getattr(options, name)) is not None}
-    images = {name: getattr(known.preprocessing, name) for name in names}
-    for name in ("mean", "std"):
-        images[name] = channel_statistics(images[name], channels) if channels != known.in_channels else images[name]
-    prepared = Preprocessing(**{**images, **given})
-    if len(prepared.mean) != channels:
-        raise ValueError(f"--mean and --std have {len(prepared.mean)} numbers, the images {channels} channels")
-    larger = known.test_preprocessing if not given and channels == known.in_channels else None
-    return {"preprocessing": prepared, "test_preprocessing": larger}
-
-
-def check_output(options: argparse.Namespace, conversion: Conversion) -> None:
-    """Refuses to replace anything but what the same command has written before."""
-    directory, spec = options.output, spec_of(conversion.model, "convert_weights.py")
-    if options.overwrite or not (directory / WEIGHTS_NAME).exists():
-        return
-    if not holds_conversion(directory, spec, sha256=conversion.weights.sha256, key=options.key, prefix=options.prefix):
-        raise FileExistsError(f"{directory}: holds other weights; give another --output, or --overwrite")
-
-
-def print_summary(conversion: Conversion, output: Path, license: str | None) -> None:
-    """What was converted, what to do with it, and what to know before."""
-    spec, layout, weights = spec_of(conversion.model, "convert_weights.py"), conversion.layout, conversion.weights
-    sizes = {path: variable.size for path, variable in variables(conversion.model).items()}
-    statistics = sum(size for path, size in sizes.items() if path.endswith((".mean", ".var")))
-    parameters = sum(sizes.values()) - statistics
-    taps = "no blur" if layout.filter_size is None else f"blurs of {layout.filter_size} taps"
-    megabytes = (output / WEIGHTS_NAME).stat().st_size / 2**20
-    print(printable(f"{spec} from {weights.path}"))
-    print(f"  checkpoint  {layout.name} layout, {taps}, sha256 {(weights.sha256 or '')[:16]}…")
-    for where, figures in weights.config.metrics.items():
-        shown = ", ".join(f"{name} {value:.2f} %" for name, value in figures.items())
-        print(printable(f"  {where:<11} {weights.config.source.get('training', '')}, {shown}"))
-    print(printable(f"  licence     {license or 'not known; --license records it'}"))
-    print(f"  network     {parameters:,} parameters, {statistics:,} statistics, {spec.num_classes} classes")
-    print(printable(f"  written     {output}{os.sep} ({WEIGHTS_NAME} {megabytes:.1f} MiB, config.json)"))
-    for note in conversion.notes():
-        print(printable(f"  note        {note}"))
+    return {name: value for name in names if (value := getattr(options, name)) is not None}
 
 
 def print_catalog(pattern: str) -> None:

@@ -3,6 +3,7 @@
 Needs the package `huggingface_hub` (`pip install "aa_flax[hub]"`); nothing else of this library does.
 """
 
+import dataclasses
 import json
 import os
 import re
@@ -14,12 +15,17 @@ from typing import Any
 import jax
 
 from aa_flax.downsample import METHODS
+from aa_flax.files import file_sha256
 from aa_flax.local_paths import local_path
 from aa_flax.models.base import Network
-from aa_flax.weights.config import CONFIG_NAME, PretrainedConfig, read_config
-from aa_flax.weights.store import WEIGHTS_NAME, load_pretrained, save_pretrained
+from aa_flax.weights.config import CONFIG_NAME, WEIGHTS_NAME, PretrainedConfig, dump_config, read_config
+from aa_flax.weights.json_file import read_json
+from aa_flax.weights.repository import endpoint
+from aa_flax.weights.store import load_pretrained, save_pretrained
 
 CARD_NAME = "README.md"
+# One of a hundred thousand photos, with the answers to each.
+_MAX_REPORT_BYTES = 2**30
 _FILES = [CONFIG_NAME, WEIGHTS_NAME]
 # The Hub's names of the licences that weights of these networks come under.
 _LICENSES = {"apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0"}
@@ -32,6 +38,7 @@ def push_to_hub(
     private: bool = False,
     token: str | None = None,
     commit_message: str | None = None,
+    report: str | os.PathLike[str] | None = None,
     **saving: Any,
 ) -> str:
     """Uploads a network to the Hugging Face Hub, with a model card made from its configuration.
@@ -43,6 +50,8 @@ def push_to_hub(
         private: make it private, if it is made.
         token: access token; by default the one that `hf auth login` has stored.
         commit_message: what the history says.
+        report: of `python -m train evaluate --output` on this directory: its figures go into the card and into
+            `config.json` as measured. Weights with another hash are refused.
         **saving: for a network: `license`, `metrics`, `source`, `class_names` and `preprocessing` of
             `aa_flax.save_pretrained`.
 
@@ -51,20 +60,20 @@ def push_to_hub(
 
     Raises:
         ImportError: if `huggingface_hub` is missing.
-        FileNotFoundError: if the directory holds no network.
+        OSError: if the directory holds no network, or the Hub does not take it.
         ValueError, TypeError: if the network cannot be saved, or a directory is given with arguments for saving.
     """
     client = _client()
     if isinstance(model_or_directory, Network):
         with tempfile.TemporaryDirectory() as folder:
             directory = save_pretrained(model_or_directory, Path(folder) / "model", **saving)
-            return _upload(client, directory, repo_id, private, token, commit_message)
+            return _upload(client, directory, repo_id, private, token, commit_message, report)
     if saving:
         raise TypeError(f"{', '.join(saving)} cannot be given for a directory: they are in its {CONFIG_NAME} already")
     directory = local_path(model_or_directory)
     if not (directory / WEIGHTS_NAME).is_file():
         raise FileNotFoundError(f"{directory / WEIGHTS_NAME}: not found; save_pretrained writes it")
-    return _upload(client, directory, repo_id, private, token, commit_message)
+    return _upload(client, directory, repo_id, private, token, commit_message, report)
 
 
 def check_push(repo_id: str) -> None:
@@ -130,8 +139,8 @@ def model_card(config: PretrainedConfig, repo_id: str = "owner/name") -> str:
         _front_matter(config),
         f"# {config.model}",
         _summary(config),
-        "```python\nimport aa_flax\n\n"
-        f'model = aa_flax.load_from_hub("{repo_id}")\nlogits = model(images)  # (N, H, W, {config.in_channels})\n```',
+        f'```python\nimport aa_flax\n\nmodel = aa_flax.load_pretrained("hf://{repo_id}")\n'
+        f"logits = model(images)  # (N, H, W, {config.in_channels})\n```",
         f"Images: shorter side resized to {p.resize} ({p.interpolation}), centre crop {p.crop}, scaled to 0..1, mean "
         f"{list(p.mean)} subtracted, divided by {list(p.std)}.",
     ]
@@ -142,36 +151,63 @@ def model_card(config: PretrainedConfig, repo_id: str = "owner/name") -> str:
     if config.source:
         parts.append("\n".join(["## Source", "", *(f"- {key}: {value}" for key, value in config.source.items())]))
     parts.append(f"## Licence\n\n{config.license or 'Not known: ask whoever trained the weights.'}")
-    parts.append(
-        "## Citation\n\nRichard Zhang, *Making Convolutional Networks Shift-Invariant Again*, ICML 2019, "
-        "[arXiv 1904.11486](https://arxiv.org/abs/1904.11486)."
-    )
+    parts.append("\n\n".join(["## Citation", *_citations(config)]))
     return "\n\n".join(parts) + "\n"
 
 
 def _client() -> Any:
     try:
         import huggingface_hub
+        import huggingface_hub.errors
     except ImportError as error:
         raise ImportError('the Hub needs its client: pip install "aa_flax[hub]"') from error
     return huggingface_hub
 
 
-def _upload(client: Any, directory: Path, repo_id: str, private: bool, token: str | None, message: str | None) -> str:
-    config = read_config(directory)
-    api = client.HfApi(token=token)
-    api.create_repo(repo_id, private=private, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        card = Path(folder) / CARD_NAME
-        own = directory / CARD_NAME
-        card.write_text(own.read_text("utf-8") if own.is_file() else model_card(config, repo_id), "utf-8")
-        operations = [
-            client.CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=str(path))
-            for path in (directory / CONFIG_NAME, directory / WEIGHTS_NAME, card)
-        ]
+def _upload(
+    client: Any,
+    directory: Path,
+    repo_id: str,
+    private: bool,
+    token: str | None,
+    message: str | None,
+    report: str | os.PathLike[str] | None,
+) -> str:
+    config, weights = read_config(directory), directory / WEIGHTS_NAME
+    if report is not None:
+        measured = {"measured": _measured(Path(report), weights)}
+        config = dataclasses.replace(config, metrics={**config.metrics, **measured})
+    own = directory / CARD_NAME
+    card = own.read_text("utf-8") if own.is_file() else model_card(config, repo_id)
+    contents = {CONFIG_NAME: dump_config(config).encode(), WEIGHTS_NAME: str(weights), CARD_NAME: card.encode()}
+    add = client.CommitOperationAdd
+    operations = [add(path_in_repo=name, path_or_fileobj=content) for name, content in contents.items()]
+    api = client.HfApi(token=token, endpoint=endpoint())
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
         # One commit: nobody downloads the configuration of one network with the weights of another.
         commit = api.create_commit(repo_id, operations, commit_message=message or f"Upload {config.model}")
+    except (OSError, ValueError, client.errors.HfHubHTTPError) as error:
+        raise OSError(f"{endpoint()} does not take {repo_id}: {' '.join(str(error).split())}") from error
     return str(commit.commit_url)
+
+
+def _measured(report: Path, weights: Path) -> dict[str, Any]:
+    """The figures of a report of `evaluate` on these weights.
+
+    Raises:
+        OSError, ValueError: it is none, or on other weights.
+    """
+    try:
+        content = read_json(report, max_bytes=_MAX_REPORT_BYTES)
+        hashed, images = content["repeat"]["weights_sha256"], content["images"]
+        figures = {name: content[name] for name in ("top1", "top5") if content[name] is not None}
+        agreements = {f"consistency ({name})": each["value"] for name, each in content["consistency"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{report}: no report of `python -m train evaluate --output`") from error
+    if hashed != file_sha256(weights):
+        raise ValueError(f"{report}: measured other weights than {weights}: measure these")
+    return {"images": images, **figures, **agreements}
 
 
 def _front_matter(config: PretrainedConfig) -> str:
@@ -190,7 +226,9 @@ def _summary(config: PretrainedConfig) -> str:
     spec = config.spec
     options = dict(spec.options)
     kind = str(options.pop("downsample", "blur"))
-    if spec.filter_size is None:
+    if not spec.suffix:
+        what = "timm's network, anti-aliased as its name says"
+    elif spec.filter_size is None:
         what = "without anti-aliasing (torchvision's network)"
     else:
         filters = f" with {spec.filter_size} taps and {spec.pad_type} padding" if kind == "blur" else ""
@@ -199,6 +237,21 @@ def _summary(config: PretrainedConfig) -> str:
     return (
         f"`{spec.name}` for JAX and Flax, {what}, {spec.num_classes} classes, {spec.in_channels} input channels.{more}"
     )
+
+
+def _citations(config: PretrainedConfig) -> list[str]:
+    texts = [
+        "```bibtex\n@inproceedings{zhang2019shiftinvar,\n"
+        "  title = {Making Convolutional Networks Shift-Invariant Again},\n"
+        "  author = {Zhang, Richard},\n  booktitle = {ICML},\n  year = {2019},\n"
+        "  note = {arXiv:1904.11486}\n}\n```"
+    ]
+    if not config.spec.suffix:
+        texts.append(
+            "The network and its training are timm's: Ross Wightman, *PyTorch Image Models*, 2019, "
+            "[doi 10.5281/zenodo.4414861](https://doi.org/10.5281/zenodo.4414861)."
+        )
+    return texts
 
 
 def _figures(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

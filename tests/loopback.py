@@ -21,6 +21,8 @@ class Server:
             content), `mute` (no answer).
         token: what private repositories ask for.
         requests: the paths that were asked for.
+        answers: what to say to posts, by path.
+        posts: what was posted, by path.
     """
 
     def __init__(self, address: str):
@@ -29,6 +31,8 @@ class Server:
         self.faults: dict[str, int | str] = {}
         self.token = ""
         self.requests: list[str] = []
+        self.answers: dict[str, dict[str, Any]] = {}
+        self.posts: dict[str, bytes] = {}
         self.over = threading.Event()
 
     def add_repository(self, name: str, config: dict[str, Any] | bytes, weights: bytes) -> None:
@@ -70,13 +74,23 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
             self.send_response(200)
             self.answer(path, content[:-1] + b"\0" if fault == "altered" else content, cut=fault == "cut")
 
-        def answer(self, path: str, content: bytes, cut: bool = False):
+        def do_POST(self):
+            path = self.path.partition("?")[0]
+            server.posts[path] = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if path not in server.answers or self.headers.get("Authorization") != f"Bearer {server.token}":
+                self.send_error(404 if path not in server.answers else 401)
+                return
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.answer(path, json.dumps(server.answers[path]).encode(), always=True)
+
+        def answer(self, path: str, content: bytes, cut: bool = False, always: bool = False):
             if "/resolve/" in path:
                 self.send_header("X-Repo-Commit", COMMIT)
                 self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            if self.command == "GET":
+            if self.command == "GET" or always:
                 self.wfile.write(content[: len(content) // 2] if cut else content)
 
         def log_message(self, format: str, *args: object):

@@ -198,7 +198,7 @@ def test_how_images_are_prepared(checkpoint: Path, tmp_path: Path, capsys: pytes
         (["--crop", 0], "preprocessing.crop must be a whole number of pixels from 1"),
         (["--resize", 64], "preprocessing.crop must be at most resize (64), got 224"),
         (["--std", "1,0,1"], "preprocessing.std must be above 0 everywhere"),
-        (["--mean", "0.5", "--std", "0.5"], "--mean and --std have 1 numbers, the images 3 channels"),
+        (["--mean", "0.5", "--std", "0.5"], "mean and std have 1 numbers, the images 3 channels"),
     ):
         capsys.readouterr()
         assert convert(*words, *bad) == 2

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from aa_flax.files import Progress
 from aa_flax.models.base import ModelSpec, Network
 from aa_flax.models.specs import resolve_spec
 from aa_flax.models.variables import variables
-from aa_flax.weights.config import read_config
+from aa_flax.weights.config import WEIGHTS_NAME, read_config
 from aa_flax.weights.identity import spec_of
 from aa_flax.weights.input_channels import with_input_channels
 from aa_flax.weights.mapping import (
@@ -56,6 +57,11 @@ class Conversion:
     skip_head: bool
 
     @property
+    def spec(self) -> ModelSpec:
+        """The network's."""
+        return spec_of(self.model, "convert_weights.py")
+
+    @property
     def source(self) -> dict[str, Any]:
         """What `config.json` says about where the weights come from."""
         chosen = {name: value for name, value in (("key", self.key), ("prefix", self.prefix)) if value is not None}
@@ -95,26 +101,56 @@ class Conversion:
                 count = f"{here} channel" + "s" * (here != 1)
                 yield f"{name} reads {count} here, {given} in the file: its kernels were {way}; fine-tune"
 
-    def save(self, directory: Path, **said: Any) -> None:
+    def save(self, directory: Path, *, overwrite: bool = False, **said: Any) -> None:
         """Writes the network by `save_pretrained`, with the published figures of a file whose network it still is.
 
         Args:
             directory: the folder.
+            overwrite: replace other weights than those of the same conversion.
             **said: `preprocessing`, `test_preprocessing` and `license`.
 
         Raises:
+            FileExistsError: it holds other weights.
             OSError: the files cannot be written.
         """
-        known, unchanged = self.weights.config, not any(self.changes())
-        spec = spec_of(self.model, "convert_weights.py")
+        if not overwrite and (directory / WEIGHTS_NAME).exists() and not self._is_in(directory):
+            raise FileExistsError(f"{directory}: holds other weights; give another --output, or --overwrite")
+        known = self.weights.config
+        classes_kept = known.num_classes == self.spec.num_classes and not self.skip_head
         save_pretrained(
             self.model,
             directory,
             source=self.source,
-            metrics=known.metrics if unchanged else {},
-            class_names=known.class_names if known.num_classes == spec.num_classes and not self.skip_head else None,
+            metrics={} if any(self.changes()) else known.metrics,
+            class_names=known.class_names if classes_kept else None,
             **said,
         )
+
+    def _is_in(self, directory: Path) -> bool:
+        with contextlib.suppress(OSError, ValueError):
+            config = read_config(directory)
+            same = all(config.source.get(name) == self.source.get(name) for name in ("sha256", "key", "prefix"))
+            return same and config.spec == self.spec
+        return False
+
+    def summary(self, directory: Path, license: str | None) -> Iterator[str]:
+        """What was converted and written where, what to do with it, and what to know before."""
+        known, layout = self.weights.config, self.layout
+        sizes = {path: variable.size for path, variable in variables(self.model).items()}
+        statistics = sum(size for path, size in sizes.items() if path.endswith((".mean", ".var")))
+        parameters = sum(sizes.values()) - statistics
+        taps = "no blur" if layout.filter_size is None else f"blurs of {layout.filter_size} taps"
+        megabytes = (directory / WEIGHTS_NAME).stat().st_size / 2**20
+        yield f"{self.spec} from {self.weights.path}"
+        yield f"  checkpoint  {layout.name} layout, {taps}, sha256 {self.source['sha256'][:16]}…"
+        for where, figures in known.metrics.items():
+            shown = (f"{name} {value:.2f} %" for name, value in figures.items())
+            yield f"  {where:<11} {known.source.get('training', '')}, {', '.join(shown)}"
+        yield f"  licence     {license or 'not known; --license records it'}"
+        yield f"  network     {parameters:,} parameters, {statistics:,} statistics, {self.spec.num_classes} classes"
+        yield f"  written     {directory}{os.sep} ({WEIGHTS_NAME} {megabytes:.1f} MiB, config.json)"
+        for note in self.notes():
+            yield f"  note        {note}"
 
     def verify(self, directory: Path, progress: Progress) -> int:
         """Loads a written directory and compares it with the model, and in PyTorch's layout with the file.
@@ -190,11 +226,3 @@ def convert_file(
         model=model,
         skip_head=skip_head,
     )
-
-
-def holds_conversion(directory: Path, spec: ModelSpec, **source: str | None) -> bool:
-    """Whether a directory has the network of a spec from the same file: `source` is `sha256`, `key` and `prefix`."""
-    with contextlib.suppress(OSError, ValueError):
-        config = read_config(directory)
-        return config.spec == spec and all(config.source.get(name) == value for name, value in source.items())
-    return False

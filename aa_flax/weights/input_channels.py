@@ -1,5 +1,6 @@
 """Weights of a network for colour photos as a start for images of one channel, of four, of any number."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from aa_flax.models.registry import family_of
 from aa_flax.models.specs import resolve_spec
+from aa_flax.weights.config import Preprocessing, PretrainedConfig
 from aa_flax.weights.torch.layout import clean_names
 from aa_flax.weights.torch.names import module_name
 
@@ -45,6 +47,30 @@ def channel_statistics(values: Sequence[float], channels: int) -> tuple[float, .
     if channels == 1:
         return (round(sum(values) / len(values), 3),)
     return tuple(values[channel % len(values)] for channel in range(channels))
+
+
+def preparation_for(config: PretrainedConfig, channels: int, **given: Any) -> dict[str, Preprocessing | None]:
+    """How images are prepared for weights that may read other channels than they did.
+
+    Args:
+        config: what is known of the weights.
+        channels: of the images.
+        **given: fields of `Preprocessing` that are as given.
+
+    Returns:
+        `preprocessing`, and `test_preprocessing` where nothing was changed.
+
+    Raises:
+        ValueError: a value that cannot be, or as many means as there are no channels.
+    """
+    known, same = config.preprocessing, channels == config.in_channels
+    if not same:
+        mean, std = (channel_statistics(values, channels) for values in (known.mean, known.std))
+        known = dataclasses.replace(known, mean=mean, std=std)
+    prepared = dataclasses.replace(known, **given)
+    if len(prepared.mean) != channels:
+        raise ValueError(f"mean and std have {len(prepared.mean)} numbers, the images {channels} channels")
+    return {"preprocessing": prepared, "test_preprocessing": config.test_preprocessing if same and not given else None}
 
 
 def spread(kernel: np.ndarray, channels: int) -> np.ndarray:

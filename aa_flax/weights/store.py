@@ -28,7 +28,7 @@ from aa_flax.weights.config import (
 from aa_flax.weights.errors import CheckpointError
 from aa_flax.weights.filling import fill, listing
 from aa_flax.weights.identity import spec_of
-from aa_flax.weights.input_channels import channel_statistics
+from aa_flax.weights.input_channels import preparation_for
 from aa_flax.weights.names import Weights, obtain
 from aa_flax.weights.provenance import Provenance, digest, known_of
 from aa_flax.weights.refit import refit
@@ -240,11 +240,7 @@ def _load_checkpoint(
 def _counted(config: PretrainedConfig, counts: Mapping[str, int]) -> PretrainedConfig:
     """The configuration with the classes and channels of the file that it is of."""
     spec = changed_spec(config.spec, **counts)
-    if spec.in_channels == config.in_channels:
-        return dataclasses.replace(config, spec=spec)
-    mean, std = (channel_statistics(x, spec.in_channels) for x in (config.preprocessing.mean, config.preprocessing.std))
-    images = dataclasses.replace(config.preprocessing, mean=mean, std=std)
-    return dataclasses.replace(config, spec=spec, preprocessing=images, test_preprocessing=None)
+    return dataclasses.replace(config, spec=spec, **preparation_for(config, spec.in_channels))
 
 
 def _check_target(directory: Path, overwrite: bool) -> None:
