@@ -13,13 +13,14 @@ from markdown_it import MarkdownIt
 from matplotlib.text import Annotation
 
 from aa_flax.consistency import Estimate
+from aa_flax.weights import catalog
 from train.page.content import Cell, Figure, Page, Section, Table, plain
 from train.page.drawing import STYLE, Drawn
 from train.page.forms import to_html, to_markdown, write_page
 from train.page.numbers import front
 from train.reproduce import report, tables
 from train.reproduce.report import Conditions
-from train.reproduce.rows import Measured, Row, published_rows
+from train.reproduce.rows import Measured, Row, TimmRow, published_rows, timm_rows
 
 # What the reference's own tables set in bold type (on the front), by network; all other rows of
 # these tables are in italics. Their rows: the plain network and filters 2 to 5, from scratch.
@@ -188,6 +189,83 @@ def test_gains_equal_the_reference(published):
     assert len(rows) == 23
     assert rows["vgg11_bn"] == ["70.38", "72.63", "+2.25", "87.16", "90.67", "+3.51"]
     assert rows["resnext101_32x8d"] == ["79.31", "79.33", "+0.02", "91.33", "92.67", "+1.34"]
+
+
+# timm's networks.
+
+
+def with_place(row: TimmRow, top1: float | None, consistency: float, **changes) -> TimmRow:
+    found = measured(top1 or 0, consistency, **changes)
+    if top1 is None:
+        found = dataclasses.replace(found, top1=None, top5=None)
+    return dataclasses.replace(row, measured=found)
+
+
+def timm_row(name: str, crop: int) -> TimmRow:
+    return next(row for row in timm_rows() if (row.name, row.preprocessing.crop) == (name, crop))
+
+
+def test_timm_s_networks_are_published_at_both_sizes():
+    rows = timm_rows()
+    assert {row.name for row in rows} == {entry.name for entry in catalog.published() if entry.repository}
+    assert len({row.name for row in rows}) >= 14
+    assert len({row.stem for row in rows}) == len(rows)
+    assert not any("tresnet" in row.name for row in rows)
+    smaller, larger = timm_row("resnetaa50.a1h_in1k", 224), timm_row("resnetaa50.a1h_in1k", 288)
+    assert (smaller.top1, smaller.top5, smaller.preprocessing.resize) == (80.614, 95.212, 235)
+    assert (larger.top1, larger.top5, larger.preprocessing.resize) == (81.618, 95.794, 288)
+    assert larger.title == "resnetaa50.a1h_in1k at 288"
+    table = tables.timm("", rows)
+    assert table.columns == ("Network", "Pixels", "Top-1", "Top-5")
+    lines = {(line[0].text, line[1].text): line for line in table.rows}
+    best = lines["seresnextaa201d_32x8d.sw_in12k_ft_in1k_384", "384\u00a0of\u00a0384"]
+    assert [(cell.text, cell.bold) for cell in best[2:]] == [("87.30", True), ("98.33", True)]
+    assert sum(cell.bold for line in table.rows for cell in line) == 2
+    other = lines["resnetaa50d.d_in12k", "224\u00a0of\u00a0235"]
+    assert [(cell.text, cell.spoken) for cell in other[2:]] == [("\u2013", "not published")] * 2
+
+
+def test_the_frame_of_shifts_grows_with_the_crop():
+    """As 256 pixels around 224; never what the preparation for accuracy leaves, which may be nothing."""
+    frames = {row.preprocessing.crop: row.frame.resize for row in timm_rows()}
+    known = {224: 256, 288: 329, 320: 366, 384: 439}
+    assert {crop: frames[crop] for crop in known} == known
+    row = timm_row("resnetaa50.a1h_in1k", 288)
+    assert row.frame == dataclasses.replace(row.preprocessing, resize=329)
+
+
+def test_marks_of_timm_s_measured_networks():
+    best = with_place(timm_row("resnetaa50.a1h_in1k", 288), 81.4, 91.0)
+    beaten = with_place(timm_row("resnetaa50.a1h_in1k", 224), 80.0, 90.0, published=False)
+    steady = with_place(timm_row("resnetblur50.bt_in1k", 224), 79.3, 92.0, top5=Estimate(95.0, 0.4))
+    other = with_place(timm_row("resnetaa50d.d_in12k", 224), None, 95.0)
+    table = tables.timm("", [best, beaten, steady, other, timm_row("resnetblur50.bt_in1k", 288)])
+    lines = [[cell.text for cell in line] for line in table.rows]
+    dash, dagger = "\u2013", tables.OTHER_WEIGHTS
+    assert table.columns[2:5] == ("Consistency, measured", "Top-1, published", "Top-1, measured")
+    assert lines[0][2:6] == ["91.00 \u00b1 0.30", "81.62", "81.40 \u00b1 0.50", "\u22120.22 within"]
+    assert lines[0][6:] == ["95.79", "90.00 \u00b1 0.40", "\u22125.79 beyond (14.5\u00d7)"]
+    assert lines[1][2:5] == [f"90.00 \u00b1 0.30 {dagger}", "80.61", f"80.00 \u00b1 0.50 {dagger}"]
+    assert lines[3][2:] == ["95.00 \u00b1 0.30", *[dash] * 6]
+    assert lines[4][2:] == [dash, "80.25", dash, dash, "95.20", dash, dash]
+    assert [table.rows[3][4].spoken, table.rows[4][2].spoken] == [tables.OTHER_CLASSES.spoken, "not measured"]
+    # On the front, off it, on it, and two that have no place in the plane.
+    names = [line[0] for line in table.rows]
+    assert [(name.bold, name.italic) for name in names] == [(1, 0), (0, 1), (1, 0), (0, 0), (0, 0)]
+    assert [line[4].bold for line in table.rows] == [True, False, False, False, False]
+    assert [line[2].bold for line in table.rows] == [False, False, True, False, False]
+    assert [line[2].italic for line in table.rows] == [False, True, False, False, False]
+    assert table.rows[2][7].bold
+
+
+def test_the_report_of_timm_s_networks(published):
+    rows = [with_place(timm_row("resnetaa50d.d_in12k", 224), None, 95.0), timm_row("resnetaa50.a1h_in1k", 224)]
+    text = to_markdown(report.build(published, rows, conditions=CONDITIONS))
+    assert "23 networks in 82 rows. Then 2 anti-aliased networks of timm at 2 sizes." in text
+    assert "1 of the 84 rows were measured" in text
+    assert "## timm's networks" in text
+    assert "| resnetaa50d | d\\_in12k at 224 | \u2013 | \u2013 | 95.00" in text
+    assert "timm" not in to_markdown(report.build(published))
 
 
 class Reader(html.parser.HTMLParser):
@@ -389,6 +467,6 @@ def without_figures(page: Page) -> Page:
 
 def test_the_published_page_of_the_documents_is_current(published):
     page = Path(__file__).parents[1] / "docs/published.md"
-    made = to_markdown(without_figures(report.build(published)))
+    made = to_markdown(without_figures(report.build(published, timm_rows())))
     assert page.read_text("utf-8") == made, "write to docs/published.md what this test expects"
     assert "![" not in made

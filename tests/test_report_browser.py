@@ -12,7 +12,7 @@ from aa_flax.consistency import Estimate
 from train.page.forms import to_html
 from train.reproduce import report
 from train.reproduce.report import Conditions
-from train.reproduce.rows import Measured, Row, published_rows
+from train.reproduce.rows import Measured, Row, published_rows, timm_rows
 
 pytestmark = pytest.mark.browser
 
@@ -51,7 +51,7 @@ def page(tmp_path_factory) -> Path:
     conditions = Conditions(
         data="val", images=250, fingerprint="ab" * 32, protocol="five pairs", device="a CPU", timing="Median."
     )
-    text = to_html(report.build(measured_rows(), conditions=conditions, missing=[("vgg11", "absent")]))
+    text = to_html(report.build(measured_rows(), timm_rows(), conditions=conditions, missing=[("vgg11", "absent")]))
     path = tmp_path_factory.mktemp("page") / "report.html"
     path.write_text(text)
     return path

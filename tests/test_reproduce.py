@@ -3,20 +3,25 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
 
 import aa_flax
-from aa_flax.weights import catalog
+from aa_flax.preprocessing.geometry import evaluation_crop
+from aa_flax.weights import catalog, names
 from aa_flax.weights.class_names import imagenet_wnids
 from aa_flax.weights.download import DownloadError
 from aa_flax.weights.store import Preprocessing
+from tests.foreign_networks import with_values
 from train.__main__ import main
+from train.data.decode import read_rgb
 from train.errors import CommandError
+from train.networks import as_function
 from train.reproduce import measuring, published_weights
-from train.reproduce.rows import choose, published_rows
+from train.reproduce.rows import choose, published_rows, timm_rows
 
 pytestmark = pytest.mark.usefixtures("optimised")
 SMALL = Preprocessing(resize=40, crop=32)
@@ -286,3 +291,137 @@ def test_an_output_that_is_a_file_is_refused(tmp_path, capsys):
     assert main(["reproduce", "--published-only", "--output", str(tmp_path / "out")]) == 2
     assert "cannot be made: File exists" in capsys.readouterr().err
     assert (tmp_path / "out").read_text() == "mine"
+
+
+# timm's networks.
+
+SIZES = {"": Preprocessing.of_share(40, 0.95, interpolation="bicubic"), "test_": Preprocessing.of_share(48, 1.0)}
+
+
+def timm_entry(num_classes: int) -> catalog.Published:
+    """An entry as those of timm, at sizes that take no time."""
+    figures = {} if num_classes != 1000 else {"top1": 50.0, "top5": 60.0, "test_top1": 55.0, "test_top5": 65.0}
+    return catalog.Published(
+        **{"model": "resnetblur18", "filter_size": None, "top1": None, "consistency": None, **figures},
+        training=f"random_{num_classes}",
+        num_classes=num_classes,
+        preprocessing=SIZES[""],
+        test_preprocessing=SIZES["test_"],
+        sources=(catalog.Source(f"hf://timm/resnetblur18.random_{num_classes}"),),
+    )
+
+
+@pytest.fixture
+def two_of_timm(monkeypatch) -> list[catalog.Published]:
+    """The catalogue cut down to two networks of timm, and ResNet-18 for the other tables."""
+    entries = [timm_entry(1000), timm_entry(1100)]
+    others = [row for row in catalog.published() if row.model == "resnet18"]
+    monkeypatch.setattr(catalog, "published", lambda: (*others, *entries))
+    return entries
+
+
+def logits(model, paths: list[Path], rule: Preprocessing) -> np.ndarray:
+    return np.asarray(jax.jit(lambda fn, images: fn(images))(as_function(model), aa_flax.preprocess(paths, rule)))
+
+
+def by_hand(model, root: Path, rule: Preprocessing) -> tuple[float, float]:
+    """Accuracy and consistency from single parts of the library."""
+    paths = sorted((root / "val").rglob("*.jpg"))
+    labels = [imagenet_wnids().index(path.parent.name) for path in paths]
+    right = logits(model, paths, rule).argmax(-1) == np.array(labels)
+    frame = round(rule.crop * 256 / 224)
+    frames = [
+        evaluation_crop(read_rgb(path), resize=frame, big=frame, crop=rule.crop, interpolation=rule.interpolation)
+        for path in paths
+    ]
+    protocol = aa_flax.consistency.Zhang2019(crop=rule.crop, shifts=frame - rule.crop)
+    result = protocol.measure(as_function(model), np.stack(frames), preprocess=aa_flax.consistency.Normalise())
+    return 100 * float(right.mean()), result.value
+
+
+def tell_apart(model, root: Path, rule: Preprocessing) -> None:
+    """Takes from the head what it says of every photo, and puts half of the photos where it sees them.
+
+    Else a random network would answer all with one class, which is never right.
+    """
+    paths = sorted((root / "val").rglob("*.jpg"))
+    model.fc.bias[...] -= logits(model, paths, rule).mean(0)
+    for path, answer in zip(paths[::2], logits(model, paths[::2], rule).argmax(-1), strict=True):
+        folder = root / "val" / imagenet_wnids()[answer]
+        folder.mkdir(exist_ok=True)
+        path.rename(folder / path.name)
+
+
+@pytest.mark.slow
+def test_a_network_of_timm_is_measured_at_both_sizes(two_of_timm, photos, tmp_path, capsys, monkeypatch):
+    """With random weights, whose answers differ from photo to photo and from shift to shift."""
+    root, output = tmp_path / "weights", tmp_path / "out"
+    network, other = two_of_timm
+    model = with_values(lambda: aa_flax.create_model("resnetblur18", rngs=nnx.Rngs(0)))
+    model.eval()
+    tell_apart(model, photos, SIZES[""])
+    aa_flax.save_pretrained(model, root / network.name, source={"url": network.url})
+    wider = with_values(lambda: aa_flax.create_model("resnetblur18", num_classes=1100, rngs=nnx.Rngs(0)))
+    aa_flax.save_pretrained(wider, root / other.name)
+    assert main(command(root, photos, output, "--models", "resnetblur18*")) == 0
+    printed, told = capsys.readouterr()
+    assert "measured 4 of 10 published rows" in printed
+    assert f"{other.name} at 48: top-1 none, consistency " in told
+    for name, rule in (("resnetblur18.random_1000_40", SIZES[""]), ("resnetblur18.random_1000_48", SIZES["test_"])):
+        kept = json.loads((output / f"results/{name}.json").read_text())
+        assert (kept["top1"]["value"], kept["consistency"]["value"]) == pytest.approx(by_hand(model, photos, rule))
+        assert kept["identity"]["preparations"]["accuracy"]["resize"] == rule.resize
+        assert kept["consistency"]["value"] < 100
+        assert kept["top1"]["value"] >= 50 * (rule == SIZES[""])
+    kept = json.loads((output / "results/resnetblur18.random_1100_48.json").read_text())
+    assert (kept["top1"], list(kept["identity"]["preparations"])) == (None, ["zhang2019"])
+    text = (output / "report.md").read_text()
+    assert "| 48\u00a0of\u00a048 |" in text
+    assert text.count("\u2020") == 1 + 2 * 2  # of the network whose source nobody knows, and what the mark means
+
+    # The same command goes on where it was.
+    forbid_measuring(monkeypatch)
+    assert main(command(root, photos, output, "--models", "resnetblur18*")) == 0
+    assert capsys.readouterr().err.count("from an earlier run") == 4
+    assert (output / "report.md").read_text() == text
+
+
+def test_weights_of_other_classes_are_no_network_of_timm(two_of_timm, photos, tmp_path, capsys):
+    network, other = two_of_timm
+    model = with_values(lambda: aa_flax.create_model("resnetblur18", num_classes=11, rngs=nnx.Rngs(0)))
+    aa_flax.save_pretrained(model, tmp_path / "weights" / network.name)
+    options = command(tmp_path / "weights", photos, tmp_path / "out", "--models", "resnetblur18*")
+    assert main(options) == 1
+    printed = capsys.readouterr().out
+    assert f"{network.name} at 40: {tmp_path / 'weights' / network.name} has 11 classes, {network.name} has" in printed
+    assert f"{other.name} at 40: no directory {other.name} and no {other.file_name}" in printed
+    assert "missing: 2" in printed
+    assert "failed: 2" in printed
+
+
+def test_what_is_fetched_from_the_hub_is_the_published_network(two_of_timm, tmp_path, monkeypatch):
+    network, _ = two_of_timm
+    model = with_values(lambda: aa_flax.create_model("resnetblur18", rngs=nnx.Rngs(0)))
+    hub = aa_flax.save_pretrained(model, tmp_path / "hub")
+    obtain = names.obtain
+    monkeypatch.setattr(names, "obtain_published", lambda name, progress: obtain(hub))
+    row = next(row for row in timm_rows() if row.title == f"{network.name} at 48")
+    fetched = published_weights.download(tmp_path / "root", row, lambda done, total: None)
+    assert (fetched.published, fetched.label, fetched.path) == (True, f"timm/{network.name}", hub)
+    assert fetched.preparations == {"accuracy": SIZES["test_"], "zhang2019": row.frame}
+    # The same in a directory of that name, whose source it does not say.
+    hub.rename(tmp_path / network.name)
+    found = published_weights.find(tmp_path, row)
+    assert found is not None
+    assert (found.published, found.label, found.sha256) == (False, network.name, fetched.sha256)
+
+
+@pytest.mark.parametrize(("offline", "kind"), [(True, published_weights.UnreachableError), (False, CommandError)])
+def test_a_network_of_timm_that_cannot_be_fetched(two_of_timm, tmp_path, monkeypatch, offline, kind):
+    def refuse(name, progress):
+        raise DownloadError(f"cannot fetch {name}", offline=offline)
+
+    monkeypatch.setattr(names, "obtain_published", refuse)
+    row = next(row for row in timm_rows() if row.model == "resnetblur18")
+    with pytest.raises(kind):
+        published_weights.download(tmp_path, row, lambda done, total: None)

@@ -148,7 +148,8 @@ def _html_table(table: Table) -> str:
 
 
 def _html_cell(cell: Cell) -> str:
-    text = html.escape(cell.text)
+    # A long name may be broken behind a point, and stays whole where it is copied.
+    text = re.sub(r"\.(?=[a-z])", ".<wbr>", html.escape(cell.text))
     if cell.italic:
         text = f"<em>{text}</em>"
     if cell.bold:

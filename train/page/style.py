@@ -58,7 +58,7 @@ th { font-weight: 400; }
 thead th { border-bottom: 2px solid var(--soft); color: var(--soft); font-size: .9rem;
   white-space: normal; vertical-align: bottom; }
 .words { text-align: left; }
-td.words { white-space: normal; overflow-wrap: break-word; max-width: 28rem; }
+td.words, tbody th.words { white-space: normal; overflow-wrap: break-word; max-width: 28rem; }
 tbody tr:nth-child(even) { background: var(--band); }
 td em, tbody th em { color: var(--soft); }
 figure { margin: 1.25rem 0; max-width: 100%; overflow-x: auto; }

@@ -30,6 +30,7 @@ from train.reproduce.measuring import (
     identity,
     measure,
     open_validation,
+    passes,
     read_measured,
     timed_anew,
     timing_conditions,
@@ -37,7 +38,7 @@ from train.reproduce.measuring import (
 )
 from train.reproduce.published_weights import UnreachableError, Weights, download, find, where_expected
 from train.reproduce.report import Conditions
-from train.reproduce.rows import Measured, Row, choose, published_rows
+from train.reproduce.rows import AnyRow, Measured, all_rows, choose, published_rows, timm_rows
 
 RESULTS = "results"
 STOPPED = 130
@@ -45,56 +46,30 @@ MOST_LISTED = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Settings):
     """Measure the published networks again and write a report, report.md and report.html."""
 
     output: Path
     """Directory of the report; results of single networks are kept in it, and used again."""
     weights_root: Path | None = None
     """Directory of checkpoints: files by their published names, or converted directories by the
-    name of the file or of the network (resnet50_lpf4)."""
+    name of the file or of the network (resnet50_lpf4, resnetaa50.a1h_in1k)."""
     data: Path | None = None
     """ImageNet: a directory with val/CLASS/*.JPEG, or the directory of the class folders."""
     models: tuple[str, ...] = ()
-    """Which networks, e.g. resnet50 mobilenet_v2_lpf3 'vgg*'; all by default."""
+    """Which networks, e.g. resnet50 mobilenet_v2_lpf3 'vgg*' 'resnetaa*'; all by default."""
     published_only: bool = False
     """Draw the published numbers alone; needs neither weights nor data."""
     download: bool = True
-    """Fetch checkpoints that are not found into --weights-root."""
-    batch_size: int = 32
-    """Photos in a batch; changes speed and memory, never the percentages."""
-    seed: int = 0
-    """Of the random crops."""
-    workers: int = 0
-    """Loader processes; 0 decodes in threads of this one."""
-    max_unreadable: float = 0.01
-    """Stop once more than this share of the photos has turned out to be unreadable."""
-    timing_batch: int = 16
-    """Images in a timed forward pass."""
-    timing_repeats: int = 10
-    """Timed passes; the median counts."""
+    """Fetch checkpoints that are not found: into --weights-root, timm's into the cache."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "timing_batch", "timing_repeats"):
-            if getattr(self, name) < 1:
-                option = name.replace("_", "-")
-                raise CommandError(f"--{option} is {getattr(self, name)}; it must be at least 1")
-        for name in ("workers", "seed"):
-            if getattr(self, name) < 0:
-                raise CommandError(f"--{name} is {getattr(self, name)}; it must be 0 or more")
-        if not 0 <= self.max_unreadable <= 1:
-            raise CommandError(f"--max-unreadable is {self.max_unreadable}; it must be from 0 to 1")
+        super().__post_init__()
         if not self.published_only:
             for name in ("weights_root", "data"):
                 if getattr(self, name) is None:
                     option = name.replace("_", "-")
                     raise CommandError(f"--{option} is needed; --published-only does without")
-
-    @property
-    def settings(self) -> Settings:
-        """The part that decides how networks are measured."""
-        names = [field.name for field in dataclasses.fields(Settings)]
-        return Settings(**{name: getattr(self, name) for name in names})
 
 
 @dataclass
@@ -118,10 +93,10 @@ def run(config: Config) -> int:
     console = open_console(stderr=True)
     if config.published_only:
         _make(config.output)
-        _write(config.output, report.build(published_rows()), console)
+        _write(config.output, report.build(published_rows(), timm_rows()), console)
         return 0
     assert config.data is not None
-    chosen = choose(published_rows(), config.models)
+    chosen = choose(all_rows(), config.models)
     photos = open_validation(config.data)
     _make(config.output)
     try:
@@ -131,14 +106,14 @@ def run(config: Config) -> int:
         kept = config.output / RESULTS
         print(printable(f"stopped; finished networks are kept in {kept}, the same command goes on"), file=sys.stderr)
         return STOPPED
-    rows = [dataclasses.replace(row, measured=outcome.measured.get(row.stem)) for row in published_rows()]
     page = report.build(
-        rows,
+        [dataclasses.replace(row, measured=outcome.measured.get(row.stem)) for row in published_rows()],
+        [dataclasses.replace(row, measured=outcome.measured.get(row.stem)) for row in timm_rows()],
         conditions=_conditions(config, photos, outcome),
         missing=[*outcome.failed, *outcome.missing],
     )
     _write(config.output, page, console)
-    _summarise(outcome, len(rows))
+    _summarise(outcome, len(all_rows()))
     return 1 if outcome.failed else 0
 
 
@@ -150,7 +125,7 @@ def _make(output: Path) -> None:
         raise CommandError(f"--output {output} cannot be made: {error.strerror}") from error
 
 
-def _measure_all(config: Config, chosen: Sequence[Row], photos: Photos, progress: Progress) -> Outcome:
+def _measure_all(config: Config, chosen: Sequence[AnyRow], photos: Photos, progress: Progress) -> Outcome:
     outcome = Outcome()
     assert config.weights_root is not None
     networks = progress.add_task("networks", total=len(chosen))
@@ -175,7 +150,7 @@ def _measure_all(config: Config, chosen: Sequence[Row], photos: Photos, progress
     return outcome
 
 
-def _downloaded(root: Path, row: Row, progress: Progress) -> Weights:
+def _downloaded(root: Path, row: AnyRow, progress: Progress) -> Weights:
     megabyte = 1_000_000
     task = progress.add_task(f"{row.file_name} (MB)", total=None)
 
@@ -191,34 +166,34 @@ def _downloaded(root: Path, row: Row, progress: Progress) -> Weights:
 def _add_earlier(config: Config, photos: Photos, outcome: Outcome) -> None:
     """Adds what earlier runs into this directory measured of networks that are not there, or not chosen, now."""
     failed = {name for name, _ in outcome.failed}
-    for row in published_rows():
+    for row in all_rows():
         if row.stem in outcome.measured or row.title in failed:
             continue
         known = read_measured(_results(config, row))
-        if known is None or not comparable(known, photos, config.settings):
+        if known is None or not comparable(known, photos, config):
             continue
-        if known.timing != timing_conditions(config.settings):
+        if known.timing != timing_conditions(config):
             # Times of an earlier run on another machine say nothing beside those of this one.
             known = dataclasses.replace(known, milliseconds=None)
         outcome.measured[row.stem] = known
         outcome.missing = [(name, reason) for name, reason in outcome.missing if name != row.title]
 
 
-def _results(config: Config, row: Row) -> Path:
+def _results(config: Config, row: AnyRow) -> Path:
     return config.output / RESULTS / f"{row.stem}.json"
 
 
-def _measured(config: Config, row: Row, weights: Weights, photos: Photos, progress: Progress) -> Measured:
+def _measured(config: Config, row: AnyRow, weights: Weights, photos: Photos, progress: Progress) -> Measured:
     """What there is to say of a network, from an earlier run where that had the same weights, photos and protocol."""
     known = read_measured(_results(config, row))
-    if known is not None and known.identity == identity(weights, photos, config.settings):
-        if known.timing == timing_conditions(config.settings):
+    if known is not None and known.identity == identity(weights, photos, config):
+        if known.timing == timing_conditions(config):
             _say(progress, row, known, "from an earlier run")
             return known
-        found = timed_anew(known, weights, config.settings)
+        found = timed_anew(known, weights, config)
     else:
-        task = progress.add_task(row.title, total=len(photos.source))
-        found = measure(weights, photos, config.settings, progress=lambda count: progress.advance(task, count))
+        task = progress.add_task(row.title, total=len(passes(weights)) * len(photos.source))
+        found = measure(weights, photos, config, progress=lambda count: progress.advance(task, count))
         progress.remove_task(task)
     write_measured(_results(config, row), found)
     _say(progress, row, found, f"{found.milliseconds:.2f} ms an image")
@@ -227,9 +202,9 @@ def _measured(config: Config, row: Row, weights: Weights, photos: Photos, progre
     return found
 
 
-def _say(progress: Progress, row: Row, found: Measured, note: str) -> None:
+def _say(progress: Progress, row: AnyRow, found: Measured, note: str) -> None:
     """A line for each network, for people who wait and for logs, where bars are not drawn."""
-    text = f"{row.title}: top-1 {found.top1}, consistency {found.consistency}, {note}"
+    text = f"{row.title}: top-1 {found.top1 or 'none'}, consistency {found.consistency}, {note}"
     progress.console.print(text, soft_wrap=True)
 
 

@@ -43,7 +43,7 @@ def scatter(model: str, rows: Sequence[Row], *, caption: str) -> Figure:
     panels: dict[str, list[Mark]] = {"Published": [(row, row.place, (0.0, 0.0)) for row in rows]}
     measured = [(row, row.measured) for row in rows if row.measured]
     if measured:
-        panels["Measured here"] = [(row, m.place, (_error(m.top1), _error(m.consistency))) for row, m in measured]
+        panels["Measured here"] = [(row, m.place, (_error(m.accuracy), _error(m.consistency))) for row, m in measured]
 
     def draw() -> Drawing:
         drawing = Drawing(figsize=(4.6 * len(panels) + 0.4, 3.7), layout="constrained")

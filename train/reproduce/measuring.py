@@ -5,7 +5,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,47 +19,62 @@ from aa_flax.files import write_atomically
 from aa_flax.models.specs import resolve_spec
 from aa_flax.weights.config import PretrainedConfig
 from aa_flax.weights.json_file import read_json
-from aa_flax.weights.store import Preprocessing
+from aa_flax.weights.store import Preprocessing, load_pretrained
 from train.data import ImageFolder, evaluation_batches, open_photos, reflect_margin
-from train.evaluate.scoring import protocols_for, score, whole_batch
-from train.networks import as_function, open_network
-from train.reproduce.published_weights import Weights
+from train.errors import CommandError
+from train.evaluate.scoring import Score, protocols_for, score, whole_batch
+from train.networks import as_function
+from train.reproduce.published_weights import ACCURACY, CONSISTENCY, Weights
 from train.reproduce.rows import Measured
 
-FORMAT_VERSION = 1
-CONSISTENCY = "zhang2019"
+FORMAT_VERSION = 2
 ESTIMATES = ("top1", "top5", "consistency")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How networks are measured and timed.
+    """How networks are measured and timed; the command's options have these among them."""
 
-    Attributes:
-        batch_size: Photos in a batch; never changes a percentage.
-        seed: Of the random crops.
-        workers: Loader processes.
-        max_unreadable: Share of the photos that may be unreadable.
-        timing_batch: Images in a timed forward pass.
-        timing_repeats: Timed passes; the median counts.
-    """
+    batch_size: int = 32
+    """Photos in a batch; changes speed and memory, never the percentages."""
+    seed: int = 0
+    """Of the random crops."""
+    workers: int = 0
+    """Loader processes; 0 decodes in threads of this one."""
+    max_unreadable: float = 0.01
+    """Stop once more than this share of the photos has turned out to be unreadable."""
+    timing_batch: int = 16
+    """Images in a timed forward pass."""
+    timing_repeats: int = 10
+    """Timed passes; the median counts."""
 
-    batch_size: int
-    seed: int
-    workers: int
-    max_unreadable: float
-    timing_batch: int
-    timing_repeats: int
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "timing_batch", "timing_repeats"):
+            if getattr(self, name) < 1:
+                option = name.replace("_", "-")
+                raise CommandError(f"--{option} is {getattr(self, name)}; it must be at least 1")
+        for name in ("workers", "seed"):
+            if getattr(self, name) < 0:
+                raise CommandError(f"--{name} is {getattr(self, name)}; it must be 0 or more")
+        if not 0 <= self.max_unreadable <= 1:
+            raise CommandError(f"--max-unreadable is {self.max_unreadable}; it must be from 0 to 1")
 
-    def protocols(self, preprocessing: Preprocessing) -> dict[str, ShiftProtocol]:
-        """Accuracy and the reference's crop consistency, for images prepared in a way."""
-        return protocols_for(
-            ("accuracy", CONSISTENCY),
-            preprocessing,
-            margin=reflect_margin(preprocessing),
-            seed=self.seed,
-            device_batch=whole_batch(self.batch_size),
-        )
+    def protocols(self, preparations: Mapping[str, Preprocessing]) -> dict[str, ShiftProtocol]:
+        """Accuracy and the reference's crop consistency, each for images prepared in its way.
+
+        Args:
+            preparations: `Weights.preparations`.
+        """
+        return {
+            name: protocols_for(
+                (name,),
+                rule,
+                margin=reflect_margin(rule),
+                seed=self.seed,
+                device_batch=whole_batch(self.batch_size),
+            )[name]
+            for name, rule in preparations.items()
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,35 +103,43 @@ def open_validation(data: Path) -> Photos:
 
 def identity(weights: Weights, photos: Photos, settings: Settings) -> dict[str, Any]:
     """Everything that decides a network's percentages; equal ones need no second measurement."""
-    protocols = settings.protocols(weights.preprocessing)
     content = {
-        "version": FORMAT_VERSION,
         "network": weights.spec,
         "weights": weights.sha256,
-        "photos": photos.fingerprint,
-        "preprocessing": asdict(weights.preprocessing),
-        "protocols": {name: each.settings() for name, each in protocols.items()},
+        "preparations": {name: asdict(rule) for name, rule in weights.preparations.items()},
+        **_way(weights.preparations, photos, settings),
     }
-    # What a file gives back: lists for tuples.
-    return json.loads(json.dumps(content))
+    return _as_kept(content)
 
 
 def comparable(known: Measured, photos: Photos, settings: Settings) -> bool:
     """Whether an earlier run measured these photos in this way, with whatever weights."""
     kept = known.identity
     try:
-        rule: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in kept["preprocessing"].items()
-        }
-        protocols = settings.protocols(Preprocessing(**rule))
-    except (KeyError, AttributeError, TypeError, ValueError):
+        preparations = {name: _preparation(rule) for name, rule in kept["preparations"].items()}
+        expected = _as_kept(_way(preparations, photos, settings))
+    except (KeyError, AttributeError, TypeError, ValueError, CommandError):
         return False
-    expected = {
+    return {name: kept.get(name) for name in expected} == expected
+
+
+def _way(preparations: Mapping[str, Preprocessing], photos: Photos, settings: Settings) -> dict[str, Any]:
+    protocols = settings.protocols(preparations)
+    return {
         "version": FORMAT_VERSION,
         "photos": photos.fingerprint,
         "protocols": {name: each.settings() for name, each in protocols.items()},
     }
-    return {name: kept.get(name) for name in expected} == json.loads(json.dumps(expected))
+
+
+def _as_kept(content: dict[str, Any]) -> dict[str, Any]:
+    """What a file gives back: lists for tuples."""
+    return json.loads(json.dumps(content))
+
+
+def _preparation(kept: dict[str, Any]) -> Preprocessing:
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()}
+    return Preprocessing(**fields)
 
 
 def timing_conditions(settings: Settings) -> dict[str, Any]:
@@ -143,8 +166,44 @@ def measure(
     Raises:
         CommandError: Weights that do not load or give NaN; too many unreadable photos.
     """
-    rule, margin = weights.preprocessing, reflect_margin(weights.preprocessing)
-    network = as_function(open_network(weights.path, weights.spec).model)
+    network = _network(weights)
+    found: dict[str, Result] = {}
+    with jax.default_matmul_precision("highest"):
+        for rule, names in passes(weights).items():
+            scored = _pass(network, dict.fromkeys(names, rule), rule, photos, settings, progress)
+            found |= scored.results
+        milliseconds = time_forward(network, weights.crop, settings)
+    accuracy = found.get(ACCURACY)
+    return Measured(
+        identity=identity(weights, photos, settings),
+        top1=None if accuracy is None else _estimate(accuracy),
+        top5=None if accuracy is None else accuracy.parts["top5"],
+        consistency=_estimate(found[CONSISTENCY]),
+        images=len(scored.index),
+        unreadable=len(scored.unreadable),
+        weights=weights.label,
+        published=weights.published,
+        milliseconds=milliseconds,
+        timing=timing_conditions(settings),
+    )
+
+
+def passes(weights: Weights) -> dict[Preprocessing, list[str]]:
+    """Which protocols see photos that are prepared in the same way: the photos are read once for each way."""
+    found: dict[Preprocessing, list[str]] = {}
+    for name, rule in weights.preparations.items():
+        found.setdefault(rule, []).append(name)
+    return found
+
+
+def _pass(
+    network: Partial,
+    preparations: Mapping[str, Preprocessing],
+    rule: Preprocessing,
+    photos: Photos,
+    settings: Settings,
+    progress: Callable[[int], None],
+) -> Score:
     batches = evaluation_batches(
         photos.source,
         rule,
@@ -154,31 +213,24 @@ def measure(
         max_bad_option="--max-unreadable",
     )
     try:
-        with jax.default_matmul_precision("highest"):
-            result = score(network, batches, settings.protocols(rule), rule, margin=margin, progress=progress)
-            milliseconds = time_forward(network, rule.crop, settings)
+        protocols = settings.protocols(preparations)
+        return score(network, batches, protocols, rule, margin=reflect_margin(rule), progress=progress)
     finally:
         batches.close()
-    accuracy = result.results["accuracy"]
-    return Measured(
-        identity=identity(weights, photos, settings),
-        top1=_estimate(accuracy),
-        top5=accuracy.parts["top5"],
-        consistency=_estimate(result.results[CONSISTENCY]),
-        images=len(result.index),
-        unreadable=len(result.unreadable),
-        weights=weights.label,
-        published=weights.published,
-        milliseconds=milliseconds,
-        timing=timing_conditions(settings),
-    )
+
+
+def _network(weights: Weights) -> Partial:
+    try:
+        return as_function(load_pretrained(weights.path, spec=weights.spec))
+    except (OSError, ValueError) as error:
+        raise CommandError(" ".join(str(error).split())) from error
 
 
 def timed_anew(known: Measured, weights: Weights, settings: Settings) -> Measured:
     """The same percentages with the time that a forward pass takes here and now."""
-    network = as_function(open_network(weights.path, weights.spec).model)
+    network = _network(weights)
     with jax.default_matmul_precision("highest"):
-        milliseconds = time_forward(network, weights.preprocessing.crop, settings)
+        milliseconds = time_forward(network, weights.crop, settings)
     return replace(known, milliseconds=milliseconds, timing=timing_conditions(settings))
 
 
@@ -211,7 +263,8 @@ def write_measured(path: Path, found: Measured) -> None:
     Raises:
         OSError: The file cannot be written.
     """
-    content = {**vars(found), **{name: getattr(found, name).as_dict() for name in ESTIMATES}}
+    estimates = {name: getattr(found, name) for name in ESTIMATES}
+    content = {**vars(found), **{name: each and each.as_dict() for name, each in estimates.items()}}
     write_atomically(path, json.dumps(content, indent=1).encode())
 
 
@@ -220,8 +273,8 @@ def read_measured(path: Path) -> Measured | None:
     try:
         content = read_json(path)
         found: dict[str, Any] = {field.name: content[field.name] for field in fields(Measured)}
-        found.update({name: _from_json(found[name]) for name in ESTIMATES})
-        return Measured(**found)
+        found.update({name: found[name] and _from_json(found[name]) for name in ESTIMATES})
+        return Measured(**found) if found["consistency"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -9,7 +9,9 @@ from aa_flax.weights import names
 from aa_flax.weights.config import CONFIG_NAME, WEIGHTS_NAME, Preprocessing, PretrainedConfig, read_config
 from aa_flax.weights.download import DownloadError
 from train.errors import CommandError
-from train.reproduce.rows import Row, published_rows
+from train.reproduce.rows import AnyRow, Row, TimmRow, published_rows
+
+ACCURACY, CONSISTENCY = BOTH = ("accuracy", "zhang2019")
 
 
 class UnreachableError(Exception):
@@ -25,7 +27,7 @@ class Weights:
         path: A directory or a PyTorch file, for `open_network`.
         sha256: Of everything in it that decides what the network computes.
         published: Whether it is the published file, or was converted from it.
-        preprocessing: How its images are prepared.
+        preparations: How photos are prepared for each protocol that can be measured of it.
         label: What to call it in a report.
     """
 
@@ -33,14 +35,21 @@ class Weights:
     path: Path
     sha256: str
     published: bool
-    preprocessing: Preprocessing
+    preparations: dict[str, Preprocessing]
     label: str
 
+    @property
+    def crop(self) -> int:
+        """Side of its images, in pixels; the same for all protocols."""
+        return self.preparations[CONSISTENCY].crop
 
-def find(root: Path, row: Row) -> Weights | None:
+
+def find(root: Path, row: AnyRow) -> Weights | None:
     """Looks for a row's weights below a directory.
 
-    In this order: the published file by its name; directories of converted weights by that name
+    Those of timm by their name, "resnetaa50.a1h_in1k": a directory, of timm's layout or converted, or a file.
+
+    Others in this order: the published file by its name; directories of converted weights by that name
     without its ending, by spec and training ("resnet50_lpf4_scratch"), by spec alone. The last
     belong to the row whose file they were converted from. Converted from any other file they stand
     for the row of the spec's family table, and count as unpublished weights.
@@ -48,6 +57,9 @@ def find(root: Path, row: Row) -> Weights | None:
     Raises:
         CommandError: A file by the published name that has another hash, or a broken directory.
     """
+    if isinstance(row, TimmRow):
+        found = [path for path in (root / row.name, root / row.file_name) if path.exists()]
+        return _of_timm(row, lambda: names.obtain(found[0], spec=row.name), found[0]) if found else None
     file = root / row.file_name
     if file.is_file():
         digest = file_sha256(file)
@@ -58,7 +70,7 @@ def find(root: Path, row: Row) -> Weights | None:
             path=file,
             sha256=digest,
             published=True,
-            preprocessing=Preprocessing(),
+            preparations=dict.fromkeys(BOTH, Preprocessing()),
             label=file.name,
         )
     for directory in (root / file.stem, root / row.stem):
@@ -70,13 +82,15 @@ def find(root: Path, row: Row) -> Weights | None:
     return None
 
 
-def where_expected(row: Row) -> str:
+def where_expected(row: AnyRow) -> str:
     """What `find` looks for, for people."""
+    if isinstance(row, TimmRow):
+        return f"no directory {row.name} and no {row.file_name}"
     return f"no {row.file_name} and no directory {row.spec} converted from it"
 
 
-def download(root: Path, row: Row, progress: Callable[[int, int | None], None]) -> Weights:
-    """Fetches a row's published file into a directory.
+def download(root: Path, row: AnyRow, progress: Callable[[int, int | None], None]) -> Weights:
+    """Fetches a row's published file into a directory; repositories of timm into the cache, by their commit.
 
     Args:
         root: Where to.
@@ -88,6 +102,8 @@ def download(root: Path, row: Row, progress: Callable[[int, int | None], None]) 
         CommandError: The file could not be had whole.
     """
     try:
+        if isinstance(row, TimmRow):
+            return _of_timm(row, lambda: names.obtain_published(row.name, progress=progress))
         names.fetch(row, root, progress)
     except DownloadError as error:
         if error.offline:
@@ -96,6 +112,30 @@ def download(root: Path, row: Row, progress: Callable[[int, int | None], None]) 
     found = find(root, row)
     assert found is not None
     return found
+
+
+def _of_timm(row: TimmRow, obtain: Callable[[], names.Weights], path: Path | None = None) -> Weights:
+    """A network of timm, found at a path or, without one, fetched."""
+    try:
+        found = obtain()
+        digest = found.sha256 or file_sha256(found.path)
+    except DownloadError:
+        raise
+    except (OSError, ValueError) as error:
+        raise CommandError(" ".join(str(error).split())) from error
+    if found.config.num_classes != row.num_classes:
+        raise CommandError(
+            f"{path or found.path} has {found.config.num_classes} classes, {row.name} has {row.num_classes}"
+        )
+    shifted = {CONSISTENCY: row.frame}
+    return Weights(
+        spec=row.spec,
+        path=path or found.path.parent,
+        sha256=digest,
+        published=path is None or found.config.source.get("url") == row.url,
+        preparations={ACCURACY: row.preprocessing, **shifted} if row.knows_classes else shifted,
+        label=path.name if path else str(row.repository),
+    )
 
 
 def _config(directory: Path) -> PretrainedConfig:
@@ -130,6 +170,6 @@ def _converted(directory: Path, row: Row) -> Weights:
         path=directory,
         sha256=f"{file_sha256(weights)}-{file_sha256(directory / CONFIG_NAME)}",
         published=published,
-        preprocessing=config.preprocessing,
+        preparations=dict.fromkeys(BOTH, config.preprocessing),
         label=f"{directory.name} from {origin}" if origin else directory.name,
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from train.page.content import Block, Cell, Page, Section, Table, code, plain
 from train.reproduce import figures, tables
-from train.reproduce.rows import Row, timed
+from train.reproduce.rows import AnyRow, Row, TimmRow, timed
 
 FULL_VALIDATION_SET = 50_000
 
@@ -37,6 +37,7 @@ class Conditions:
 
 def build(
     rows: Sequence[Row],
+    timm: Sequence[TimmRow] = (),
     *,
     conditions: Conditions | None = None,
     missing: Sequence[tuple[str, str]] = (),
@@ -44,15 +45,18 @@ def build(
     """The report as a page.
 
     Args:
-        rows: Every published row, in the order of the tables.
+        rows: Every row of the reference's tables, in their order.
+        timm: Every network of timm at every size.
         conditions: How the measured numbers came about; None for published numbers alone.
         missing: What could not be measured, and why: (name, reason).
     """
     sections = [_how_to_read(conditions)]
     if conditions:
-        sections.append(_what_was_measured(rows, conditions, missing))
+        sections.append(_what_was_measured([*rows, *timm], conditions, missing))
     sections += _filter_sections(rows)
     sections.append(_network_section(rows))
+    if timm:
+        sections.append(_timm_section(timm))
     if conditions:
         sections.append(_cost_section(rows, conditions))
     title = (
@@ -60,21 +64,24 @@ def build(
         if conditions
         else ("Anti-aliased networks: the published numbers")
     )
-    return Page(title=title, lead=_lead(rows, conditions), sections=tuple(sections))
+    return Page(title=title, lead=_lead(rows, timm, conditions), sections=tuple(sections))
 
 
-def _lead(rows: Sequence[Row], conditions: Conditions | None) -> tuple[str, ...]:
+def _lead(rows: Sequence[Row], timm: Sequence[TimmRow], conditions: Conditions | None) -> tuple[str, ...]:
     source = (
         "Accuracy and shift consistency of convolutional networks with and without BlurPool "
         "(Zhang, *Making Convolutional Networks Shift-Invariant Again*, ICML 2019), "
         f"as published for {len({row.model for row in rows})} networks in {len(rows)} rows."
     )
+    if timm:
+        source += f" Then {len({row.name for row in timm})} anti-aliased networks of timm at {len(timm)} sizes."
     if conditions is None:
         return (source, "Every number here is a published one; nothing was measured.")
-    done = sum(row.measured is not None for row in rows)
+    everything = [*rows, *timm]
+    done = sum(row.measured is not None for row in everything)
     lead = [
         source,
-        f"{done} of the {len(rows)} rows were measured here, beside their published values.",
+        f"{done} of the {len(everything)} rows were measured here, beside their published values.",
     ]
     if conditions.images < FULL_VALIDATION_SET:
         lead.append(
@@ -104,13 +111,13 @@ def _how_to_read(conditions: Conditions | None) -> Section:
             "no further from the published number than one standard error; *beyond (2.1\u00d7)* means "
             "2.1 standard errors away. Measured numbers have a Pareto front of their own: italic "
             "and bold compare measured with measured. "
-            f"{tables.OTHER_WEIGHTS} marks weights that are not the published file: their "
+            f"{tables.OTHER_WEIGHTS} marks weights that are not known to be the published file: their "
             "difference is no test of a reproduction."
         )
     return Section(title="How to read this report", blocks=tuple(blocks))
 
 
-def _what_was_measured(rows: Sequence[Row], conditions: Conditions, missing: Sequence[tuple[str, str]]) -> Section:
+def _what_was_measured(rows: Sequence[AnyRow], conditions: Conditions, missing: Sequence[tuple[str, str]]) -> Section:
     blocks: list[Block] = [
         f"Photos: {conditions.images:,} in {code(conditions.data)}, fingerprint "
         f"`{conditions.fingerprint[:16]}`. Consistency: {plain(conditions.protocol)}. "
@@ -185,6 +192,20 @@ def _network_section(rows: Sequence[Row]) -> Section:
         caption = f"{quantity}: bars are published, the number is what anti-aliasing adds."
         blocks.append(figures.bars(field, pairs, caption=caption))
     return Section(title=f"All {len(pairs)} networks", blocks=tuple(blocks))
+
+
+def _timm_section(rows: Sequence[TimmRow]) -> Section:
+    blocks: list[Block] = [
+        "Anti-aliased networks that timm publishes under Apache-2.0, with accuracies and without consistency, at the "
+        "size of their training and mostly at a larger one. *288 of 303 pixels* means that the shorter side is resized "
+        "to 303 pixels, bicubic, and the network sees the 288 in the middle.",
+        "**Consistency** is measured by the protocol of the other tables in a frame as much larger than the crop as "
+        "theirs is, 256/224: crops of 224 pixels in 256, of 288 in 329, at any whole offset. So a crop of 288 moves as "
+        "far in the photo as one of 224. Networks of other classes than the photos' (`in12k` without `ft`) have a "
+        "consistency and no accuracy.",
+        tables.timm("timm's networks, in percent", rows),
+    ]
+    return Section(title="timm's networks", blocks=tuple(blocks))
 
 
 def _cost_section(rows: Sequence[Row], conditions: Conditions) -> Section:
