@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from aa_flax.alias_free import band_limited
+from aa_flax.alias_free import AliasFreeActivation, band_limited
 from aa_flax.downsample import Choice
 from aa_flax.models.base import Network
 from aa_flax.models.family import Family, TorchNames
-from aa_flax.models.layers import Builder, Stack, subsample, subsample_both
+from aa_flax.models.layers import Builder, Layer, Stack, subsample, subsample_both
 from aa_flax.plain_pooling import global_avg_pool, max_pool
 
 
@@ -89,6 +89,11 @@ class Shortcut(nnx.Module):
         return self.bn(self.conv(x))
 
 
+def joined(branch: jax.Array, shortcut: jax.Array, act: Layer) -> jax.Array:
+    """The end of a block. A parabola would square the sum block after block, beyond all bounds: it sees the branch."""
+    return act(branch) + shortcut if isinstance(act, AliasFreeActivation) else act(branch + shortcut)
+
+
 class BasicBlock(nnx.Module):
     """3x3, 3x3; anti-aliased: the stride of the first becomes a blur after its ReLU."""
 
@@ -106,7 +111,7 @@ class BasicBlock(nnx.Module):
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         y = self.act1(self.bn1(self.conv1(x)))
         x, y = subsample_both(self.downsample, self.blur, x, y, rngs)
-        return self.act2(self.bn2(self.conv2(y)) + x)
+        return joined(self.bn2(self.conv2(y)), x, self.act2)
 
 
 class Bottleneck(nnx.Module):
@@ -130,7 +135,7 @@ class Bottleneck(nnx.Module):
         y = self.act1(self.bn1(self.conv1(x)))
         y = self.act2(self.bn2(self.conv2(y)))
         x, y = subsample_both(self.downsample, self.blur, x, y, rngs)
-        return self.act3(self.bn3(self.conv3(y)) + x)
+        return joined(self.bn3(self.conv3(y)), x, self.act3)
 
 
 def dilated_stages(config: ResNetConfig) -> tuple[bool, bool, bool]:
