@@ -175,11 +175,23 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
         if value is None and type(None) in arguments:
             return None
         return _parse(next(a for a in arguments if a is not type(None)), value, where)
+    if origin is tuple:
+        return _parse_tuple(arguments, value, where)
     if origin is typing.Literal:
         if value not in arguments:
             raise CommandError(f"{where} is {value!r}, but must be one of {', '.join(map(str, arguments))}")
         return value
     return _parse_scalar(kind, value, where)
+
+
+def _parse_tuple(kinds: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(value, list):
+        raise CommandError(f"{where} is {value!r:.80}, but must be a list")
+    if kinds[-1] is Ellipsis:
+        kinds = kinds[:1] * len(value)
+    if len(value) != len(kinds):
+        raise CommandError(f"{where} has {len(value)} entries, but must have {len(kinds)}")
+    return tuple(_parse(kind, each, f"{where}: {i}") for i, (kind, each) in enumerate(zip(kinds, value, strict=True)))
 
 
 def _parse_scalar(kind: Any, value: Any, where: str) -> Any:
