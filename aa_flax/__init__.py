@@ -24,7 +24,7 @@ from aa_flax.models import ModelSpec, Network, create_model, list_models, regist
 from aa_flax.platforms import traced_for
 from aa_flax.preprocessing import preprocess
 from aa_flax.surgery import StridedOperation, SurgeryReport, antialias, find_strided
-from aa_flax.upsample import BlurUpsample, blur_upsample
+from aa_flax.upsample import BlurUpsample, PolyphaseUpsample, blur_upsample
 from aa_flax.weights import (
     CheckpointError,
     DownloadError,
@@ -65,6 +65,7 @@ __all__ = [
     "LearnablePolyphase",
     "ModelSpec",
     "Network",
+    "PolyphaseUpsample",
     "Preprocessing",
     "PretrainedConfig",
     "StridedOperation",

@@ -328,6 +328,27 @@ def test_a_circular_polyphase_network_never_changes_its_mind():
     assert float(jnp.abs(logits - logits[0]).max()) > 1e-2 * spread
 
 
+@pytest.mark.parametrize(
+    ("spec", "options", "needed"),
+    [
+        ("resnet18_lpf3", {"downsample": "aps"}, "pool_only=False and pad_type='circular'"),
+        ("densenet121_lpf1", {"downsample": "lps"}, "pool_only=False"),
+        ("mobilenet_v2_lpf3", {"downsample": "aps", "pad_type": "circular"}, "stem_stride=1"),
+        ("resnet18_lpf3", {"downsample": "aps", "pad_type": "circular", "stem_stride": 1}, None),
+        ("resnet18_lpf3", {"downsample": "blur"}, None),
+    ],
+)
+def test_what_breaks_the_promise_to_rolled_images_is_said(spec, options, needed):
+    def create():
+        return nnx.eval_shape(lambda: aa_flax.create_model(spec, circular=True, rngs=nnx.Rngs(0), **options))
+
+    if needed is None:
+        create()
+        return
+    with pytest.warns(UserWarning, match=f"gives rolled images the same answer only with {needed}$"):
+        create()
+
+
 # --- content-adaptive filters ---
 
 
@@ -371,6 +392,40 @@ def test_content_adaptive_filters_of_any_size_and_rank():
         assert y.dtype == jnp.bfloat16
     with pytest.raises(ValueError, match="groups must divide the 6 channels, got 4"):
         aa_flax.ContentAdaptiveBlur(6, groups=4, rngs=nnx.Rngs(0))
+
+
+def test_weights_normalised_over_all_groups():
+    """The authors' softmax: over the samples of all groups at once, so that ones do not stay ones."""
+    layer = with_values(lambda: aa_flax.ContentAdaptiveBlur(4, 3, groups=2, normalise="all", rngs=nnx.Rngs(0)))
+    layer.eval()
+    x = values(2, 5, 6, 4)
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+    raw = np.asarray(layer.norm(layer.filters(padded)), np.float64)
+    weights = np.exp(raw) / np.exp(raw).sum(-1, keepdims=True)
+    want = np.zeros((2, 3, 3, 4))
+    for n, i, j, c in np.ndindex(want.shape):
+        window = np.asarray(padded)[n, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3, c].ravel()
+        want[n, i, j, c] = weights[n, i, j].reshape(2, 9)[c // 2] @ window
+    np.testing.assert_allclose(layer(x), want, atol=1e-5)
+    sums = layer(jnp.ones((1, 5, 6, 4)))
+    np.testing.assert_allclose(sums[..., 0] + sums[..., 2], 1, atol=1e-6)
+    with pytest.raises(ValueError, match="normalise must be one of group, all, got 'none'"):
+        aa_flax.ContentAdaptiveBlur(4, groups=2, normalise="none", rngs=nnx.Rngs(0))
+
+
+def test_statistics_of_all_samples():
+    """In training the normalisation sees what it would see without subsampling; in evaluation nothing changes."""
+
+    def made(stride: int, **options) -> aa_flax.ContentAdaptiveBlur:
+        return with_values(lambda: aa_flax.ContentAdaptiveBlur(4, 3, stride, groups=2, rngs=nnx.Rngs(0), **options))
+
+    x, dense, full = values(2, 7, 6, 4), made(2, dense_statistics=True), made(1)
+    np.testing.assert_allclose(dense(x), full(x)[:, ::2, ::2], atol=1e-6)
+    np.testing.assert_allclose(dense.norm.mean[...], full.norm.mean[...], atol=1e-6)
+    sparse = made(2)
+    dense.eval(), sparse.eval()
+    nnx.update(sparse, nnx.state(dense))
+    np.testing.assert_allclose(dense(x), sparse(x), atol=1e-6)
 
 
 # --- the ideal low-pass filter ---

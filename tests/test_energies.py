@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import aa_flax
-from aa_flax.downsample.energies import most_energetic
+from aa_flax.downsample.energies import CRITERIA, largest_map, most_energetic
 
 ROLLS = [(1, 0), (0, 1), (1, 1), (5, -3), (17, 22), (-8, 31)]
 
@@ -34,6 +34,47 @@ def test_the_choice_is_that_of_whole_numbers(seed, exponent):
     maps = near_ties(np.random.default_rng(seed), 8, (12, 9, 8))
     numbers = np.float32(2.0**exponent) * maps.astype(np.float32)
     np.testing.assert_array_equal(choose(tuple(numbers), 3), np.square(maps).sum((2, 3, 4)).argmax(0))
+
+
+NORMS = {
+    "l2": lambda x: np.square(x).sum((2, 3, 4)),
+    "l1": lambda x: np.abs(x).sum((2, 3, 4)),
+    "sum": lambda x: x.sum((2, 3, 4)),
+    "linf": lambda x: np.abs(x).max((2, 3, 4)),
+    "max": lambda x: x.max((2, 3, 4)),
+    "smallest_l2": lambda x: -np.square(x).sum((2, 3, 4)),
+    "smallest_l1": lambda x: -np.abs(x).sum((2, 3, 4)),
+}
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_other_criteria(criterion):
+    """Of whole numbers; the sums of near ties differ by 1, the largest numbers of four maps are drawn apart."""
+    rng = np.random.default_rng(3)
+    largest = criterion in ("linf", "max")
+    maps = rng.integers(-999, 999, (4, 32, 5, 4, 3)) if largest else near_ties(rng, 32, (12, 9, 8))
+    want = NORMS[criterion](maps).argmax(0)
+    assert len(set(want)) > 1
+    got = jax.jit(largest_map, static_argnums=(1, 2))(tuple(maps.astype(np.float32) / 64), 3, criterion)
+    np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("choose_on", ["blurred", "unblurred"])
+@pytest.mark.parametrize("criterion", ["l1", "smallest_l2"])
+def test_layers_choose_as_they_are_told(criterion, choose_on):
+    x = np.random.default_rng(5).normal(size=(32, 8, 6, 3)).astype(np.float32)
+    corners = list(itertools.product(range(2), repeat=2))
+    blurred = np.asarray(aa_flax.blur_pool(x, 4, 1, "circular"))
+    phases = np.stack([blurred[:, i::2, j::2] for i, j in corners])
+    guide = phases if choose_on == "blurred" else np.stack([x[:, i::2, j::2] for i, j in corners])
+    want = NORMS[criterion](guide.astype(np.float64)).argmax(0)
+    assert np.any(want != NORMS["l2"](phases).argmax(0))
+    layer = aa_flax.AdaptivePolyphase(4, criterion=criterion, choose_on=choose_on)
+    np.testing.assert_array_equal(layer.choose(x).index, want)
+    np.testing.assert_allclose(layer(x), phases[want, np.arange(32)], atol=1e-6)
+    for wrong, message in (({"criterion": "sum"}, "criterion must be one of l2"), ({"choose_on": "both"}, "choose_on")):
+        with pytest.raises(ValueError, match=message):
+            aa_flax.AdaptivePolyphase(4, **wrong)
 
 
 @pytest.mark.parametrize(("shape", "stride"), [((16, 12, 5), 2), ((15, 6, 2), 3), ((2**12, 3), 2)])
@@ -131,11 +172,11 @@ def pictures(kind: str) -> np.ndarray:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("k", [1, 3, 4, 5])
+@pytest.mark.parametrize(("method", "k"), [*(("aps", k) for k in (1, 3, 4, 5)), ("lps", 1), ("lps", 5)])
 @pytest.mark.usefixtures("optimised")
-def test_no_rolled_image_is_answered_otherwise(k):
+def test_no_rolled_image_is_answered_otherwise(method, k):
     """`pytest -m slow -s tests/test_energies.py` prints the pairs of image and roll whose logits move."""
-    options = {"downsample": "aps", "pad_type": "circular", "circular": True, "pool_only": False}
+    options = {"downsample": method, "pad_type": "circular", "circular": True, "pool_only": False}
     model = aa_flax.create_model(f"resnet18_lpf{k}", rngs=nnx.Rngs(0), **options)
     model.eval()
     graphdef, state = nnx.split(model)
@@ -145,5 +186,5 @@ def test_no_rolled_image_is_answered_otherwise(k):
         want = answer(x)
         apart = [jnp.abs(answer(np.roll(x, roll, (1, 2))) - want).max(-1) for roll in ROLLS]
         moved = int((jnp.stack(apart) > 1e-4 * jnp.abs(want).max()).sum())
-        print(f"k={k} {kind}: {moved} of {len(ROLLS) * len(x)} pairs moved")
+        print(f"{method} k={k} {kind}: {moved} of {len(ROLLS) * len(x)} pairs moved")
         assert moved == 0

@@ -4,6 +4,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,11 @@ from flax import nnx
 from jax import lax
 
 from aa_flax import blurpool
-from aa_flax.axes import per_axis, whole_number
+from aa_flax.axes import one_of, per_axis, whole_number
 from aa_flax.downsample.base import Downsample, Site, map_axes, pad
 from aa_flax.dtypes import at_least_float32
+
+Normalise = Literal["group", "all"]
 
 
 class ContentAdaptiveBlur(Downsample):
@@ -30,6 +33,11 @@ class ContentAdaptiveBlur(Downsample):
         stride: subsampling, one number or one for each spatial axis.
         pad_type: padding of the input.
         groups: groups of channels that share a filter (8 in the paper); must divide `channels`.
+        normalise: over what weights sum to one: those of a `group`, so that constants stay constant, or `all` at a
+            place, as in the authors' code, where a map of ones comes out far smaller.
+        dense_statistics: predict weights for every sample, normalise them, and then keep those of the output
+            positions: the normalisation's batch statistics are those of the authors' code. In evaluation it changes
+            nothing but the cost.
         spatial_dims: spatial axes.
         norm: makes the normalisation of the predicted weights for a number of channels.
         dtype: what the prediction is computed in; the softmax runs in float32 or wider.
@@ -70,6 +78,8 @@ class ContentAdaptiveBlur(Downsample):
         pad_type: str = "reflect",
         *,
         groups: int = 8,
+        normalise: Normalise = "group",
+        dense_statistics: bool = False,
         spatial_dims: int = 2,
         norm: Callable[[int], Callable[[jax.Array], jax.Array]] | None = None,
         dtype: jax.typing.DTypeLike | None = None,
@@ -79,7 +89,8 @@ class ContentAdaptiveBlur(Downsample):
         filter_size = whole_number("filter_size", filter_size)
         if groups < 1 or channels % groups:
             raise ValueError(f"groups must divide the {channels} channels, got {groups}")
-        self.filter_size, self.groups = filter_size, groups
+        self.filter_size, self.groups, self.dense_statistics = filter_size, groups, dense_statistics
+        self.normalise = one_of("normalise", normalise, get_args(Normalise))
         self.stride = per_axis("stride", stride, spatial_dims)
         self.pad_type = blurpool.canonical_pad_type(pad_type)
         width = groups * filter_size**spatial_dims
@@ -87,7 +98,7 @@ class ContentAdaptiveBlur(Downsample):
             channels,
             width,
             (filter_size,) * spatial_dims,
-            self.stride,
+            (1,) * spatial_dims if dense_statistics else self.stride,
             padding="VALID",
             use_bias=False,
             dtype=dtype,
@@ -106,8 +117,12 @@ class ContentAdaptiveBlur(Downsample):
         for axis in axes:
             padded = pad(padded, axis, (k - 1) // 2, k // 2, self.pad_type)
         weights = self.norm(self.filters(padded)).astype(wide)
+        if self.dense_statistics:
+            for axis, stride in zip(axes, self.stride, strict=True):
+                weights = lax.slice_in_dim(weights, 0, None, stride, axis)
         taps = list(itertools.product(range(k), repeat=len(axes)))
-        weights = jax.nn.softmax(weights.reshape(*weights.shape[:-1], self.groups, len(taps)), -1)
+        weights = weights.reshape(*weights.shape[:-1], self.groups, len(taps))
+        weights = jax.nn.softmax(weights, -1 if self.normalise == "group" else (-2, -1))
         y = jnp.zeros((), wide)
         for i, offsets in enumerate(taps):
             sample = padded

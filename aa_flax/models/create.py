@@ -1,5 +1,6 @@
 """How a specification becomes a network."""
 
+import warnings
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ from aa_flax.models.base import ModelSpec, Network
 from aa_flax.models.folding import fold
 from aa_flax.models.layers import Builder
 from aa_flax.models.registry import family_of
-from aa_flax.models.specs import common_options, config_of, resolve_spec
+from aa_flax.models.specs import common_options, config_of, lost_exactness, resolve_spec
 
 _DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64)
 
@@ -101,4 +102,7 @@ def create_model(
         pad_type=pad_type,
         **options,
     )
+    notice = lost_exactness(resolved)
+    if notice:
+        warnings.warn(notice, stacklevel=2)
     return build_model(resolved, dtype=dtype, param_dtype=param_dtype, rngs=rngs)

@@ -76,6 +76,7 @@ class Shortcut(nnx.Module):
     """Brings the block's input to the size of its output."""
 
     antialias_slots: ClassVar = {"blur": "conv"}
+    antialias_follows: ClassVar = ("blur",)
 
     def __init__(self, cin: int, cout: int, stride: int, *, build: Builder):
         self.blur = build.blur(cin, follows=True) if build.antialiased and stride > 1 else None

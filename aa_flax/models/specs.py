@@ -118,6 +118,25 @@ def _is_like(value: Any, default: Any) -> bool:
     return type(value) is type(default) or (type(default) is float and type(value) is int)
 
 
+def lost_exactness(spec: ModelSpec) -> str | None:
+    """A line about a circular network whose way to subsample promises the same answer to rolled images, if another
+    option breaks that promise; None otherwise."""
+    options = default_options(spec.name) | dict(spec.options)
+    if spec.filter_size is None or not (options["circular"] and METHODS[options["downsample"]].exact):
+        return None
+    needed = []
+    if options.get("stem_stride", 2) != 1 and options.get("pool_only", "stem_stride" in options):
+        needed.append("pool_only=False" if "pool_only" in options else "stem_stride=1")
+    if spec.filter_size > 1 and spec.pad_type != "circular":
+        needed.append("pad_type='circular'")
+    if not needed:
+        return None
+    return (
+        f"circular=True with downsample={options['downsample']!r} gives rolled images the same answer only with "
+        f"{' and '.join(needed)}"
+    )
+
+
 def resolve_spec(
     spec: str,
     *,

@@ -33,21 +33,26 @@ class Blurs:
         circular = self.survey.circular if conv is None else is_circular(conv)
         return "circular" if circular else "reflect"
 
-    def layer(self, factors: tuple[int, ...], conv: nnx.Conv | None = None) -> Downsample:
-        """What subsamples a map by these factors: the one that a convolution makes, or that of a pool."""
+    def layer(self, factors: tuple[int, ...], conv: nnx.Conv | None = None, *, follows: bool = False) -> Downsample:
+        """What subsamples a map by these factors: the one that a convolution makes, or that of a pool.
+
+        With `follows` it is the one before a shortcut's convolution, which is told what the main path chooses.
+        """
         plan, pad_type = self.plan, self.pad_type(conv)
+        channels = None if conv is None else conv.in_features if follows else conv.out_features
         if callable(plan.downsample):
-            own = plan.downsample(None if conv is None else conv.out_features, factors)
+            own = plan.downsample(channels, factors)
             self.made.add(id(own))
             return own
         site = Site(
             strides=factors,
             filter_size=plan.filter_size,
             pad_type=pad_type,
-            channels=None if conv is None else conv.out_features,
+            channels=channels,
             dtype=None if conv is None else conv.dtype,
             param_dtype=jnp.float32 if conv is None else conv.param_dtype,
             rngs=plan.rngs,
+            follows=follows,
         )
         return METHODS[plan.downsample].at(site)
 

@@ -202,7 +202,8 @@ class Surgeon:
                 detail = f"blur before {dotted((*path, slot.removeprefix(ARROW)))}"
             self._changed(here, conv, detail, conv.out_features)
             factors = blurs.make_dense(conv, mark=current is not None)
-            self._fill(path, slot, owner, name, current, self.blurs.layer(factors, conv))
+            follows = slot in getattr(type(module), "antialias_follows", ())
+            self._fill(path, slot, owner, name, current, self.blurs.layer(factors, conv, follows=follows))
 
     def _fill(self, path: Path, slot: str, owner: Any, name: str, current: Any, blur: Any) -> None:
         """Puts a blur into a slot, around the function that it holds, or before the layer that an arrow points to."""

@@ -11,9 +11,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 
 from aa_flax.downsample import Downsample
-from aa_flax.upsample import BlurUpsample
+from aa_flax.upsample import BlurUpsample, PolyphaseUpsample
 
-_OWN = (Downsample, BlurUpsample)
+_OWN = (Downsample, BlurUpsample, PolyphaseUpsample)
 _SCOPE, ANTIALIASED = "module=", "antialiased="
 TOOK, GAVE = "took=", "gave="
 

@@ -9,6 +9,7 @@ from flax import nnx
 from aa_flax.models.base import Network
 from aa_flax.models.batch_norm import BatchNorm
 from aa_flax.models.create import build_model
+from aa_flax.models.specs import lost_exactness
 from aa_flax.models.variables import variables
 from aa_flax.weights.config import Preprocessing
 from aa_flax.weights.identity import spec_of
@@ -59,6 +60,9 @@ def initial_network(config: TrainConfig, dataset: Dataset) -> Network:
     """
     num_classes = dataset.num_classes
     model = create_network(config, num_classes)
+    notice = lost_exactness(network_spec(config, num_classes))
+    if notice:
+        log.warning("%s", notice)
     if config.init is None:
         return model
     try:
