@@ -28,7 +28,7 @@ def local_path(path: str | os.PathLike[str]) -> Path:
     if scheme == "file":
         remedy = f"leave the scheme out: /{rest}"
     elif scheme == "hf":
-        remedy = "download it first, networks with aa_flax.load_from_hub, and give the local directory"
+        remedy = "only weights are named so, as in aa_flax.load_pretrained: download other files first"
     else:
         remedy = "copy it to a local directory, or mount the bucket as one, and give that"
     raise ValueError(f"{scheme}://{rest}: no path of this machine, and {scheme}:// is not supported; {remedy}")

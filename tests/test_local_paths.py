@@ -54,7 +54,7 @@ def test_local_paths_are_left_as_they_are(text):
 def test_the_remedy_fits_the_scheme():
     with pytest.raises(ValueError, match="leave the scheme out: /data/x"):
         local_path("file:///data/x")
-    with pytest.raises(ValueError, match=r"aa_flax\.load_from_hub"):
+    with pytest.raises(ValueError, match=r"aa_flax\.load_pretrained"):
         local_path("hf://owner/name")
 
 

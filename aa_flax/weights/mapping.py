@@ -157,9 +157,9 @@ def counts_in(state: Mapping[str, Any], spec: ModelSpec, what: str = "the state 
     """The classes and channels that a state dict has, as far as it shows: `num_classes` and `in_channels`."""
     tensors, network = clean_names(state, what), family_of(spec.name).network
     places = (("num_classes", network.last_linear, 0), ("in_channels", network.first_conv, 1))
-    found = {}
+    found, blurs = {}, detect_layout(tensors, what).blurs
     for count, module, axis in places:
-        tensor = tensors.get(f"{module_name(module, spec)}.weight")
+        tensor = tensors.get(f"{module_name(module, spec, blurs)}.weight")
         if tensor is not None and np.ndim(tensor) >= 2 and np.shape(tensor)[axis] > 0:
             found[count] = np.shape(tensor)[axis]
     return found

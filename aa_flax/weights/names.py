@@ -117,8 +117,9 @@ def obtain_published(name: str, *, progress: Progress | None = None) -> Weights:
     try:
         return _repository(fetch_repository(f"hf://{entry.repository}", progress=progress))
     except DownloadError as error:
-        advice = f'. A file got otherwise: aa_flax.load_pretrained(FILE, spec="{entry.name}")'
-        raise DownloadError(f"{error}{advice}", offline=error.offline, refused=error.refused) from error
+        raise DownloadError(
+            f"{error}. {_got_otherwise(entry)}", offline=error.offline, refused=error.refused
+        ) from error
 
 
 def fetch(entry: Published, directory: Path, progress: Progress | None = None) -> Path:
@@ -133,13 +134,17 @@ def fetch(entry: Published, directory: Path, progress: Progress | None = None) -
         path,
         sha256_prefix=entry.sha256_prefix,
         what=entry.name,
-        otherwise=(
-            f"A file got otherwise: copy it to {path}, or name it: aa_flax.load_pretrained(FILE, "
-            f'spec="{entry.name}"), python convert_weights.py FILE --model {entry.name} --output DIRECTORY'
-        ),
+        otherwise=f"{_got_otherwise(entry)}, or copy it to {path}",
         progress=progress,
     )
     return path
+
+
+def _got_otherwise(entry: Published) -> str:
+    return (
+        f'A file got otherwise: load it by aa_flax.load_pretrained(FILE, spec="{entry.name}"), convert it by '
+        f"python convert_weights.py FILE --model {entry.name} --output DIRECTORY"
+    )
 
 
 def _repository(found: Repository) -> Weights:

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 import aa_flax
+import convert_weights
 from aa_flax.weights import catalog
 from tests.loopback import COMMIT, Server, loopback
 from tests.parity import oracles
@@ -29,7 +30,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("name", TAGGED)
-def test_a_repository_of_timm(name: str, server: Server, tmp_path: Path):
+def test_a_repository_of_timm(name: str, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     net = oracles.timm_network(name)
     _hub.save_for_hf(net, tmp_path / "saved", safe_serialization="both")
     files = [(tmp_path / "saved" / file).read_bytes() for file in ("config.json", "model.safetensors")]
@@ -59,3 +60,10 @@ def test_a_repository_of_timm(name: str, server: Server, tmp_path: Path):
     assert len(server.requests) == 3
     with pytest.raises(aa_flax.CheckpointError, match="does not fit resnetaa50d"):
         aa_flax.load_pretrained(tmp_path / "saved" / "pytorch_model.bin", spec="resnetaa50d")
+    out = tmp_path / "converted"
+    assert convert_weights.main([name, "--output", str(out), "--verify"]) == 0
+    assert "  verified    " in capsys.readouterr().out
+    config = aa_flax.read_config(out)
+    assert (config.license, config.metrics) == ("Apache-2.0", entry.metrics)
+    assert (config.preprocessing, config.test_preprocessing) == (entry.preprocessing, entry.test_preprocessing)
+    assert len(server.requests) == 3

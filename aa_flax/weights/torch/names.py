@@ -75,9 +75,10 @@ def rules(spec: ModelSpec, shapes: Shapes, blurs: Set[str]) -> list[Rule]:
     return [_rule(path, shapes, theirs[path.rpartition(".")[0]], names) for path in shapes]
 
 
-def module_name(module: str, spec: ModelSpec) -> str:
-    """torchvision's name of one of our modules."""
-    return _renamed(module, _names(spec))
+def module_name(module: str, spec: ModelSpec, blurs: Set[str] = frozenset()) -> str:
+    """The name of one of our modules in a file with these blurs, torchvision's without."""
+    names = _names(spec, configuration_with(blurs, spec) if blurs else None)
+    return _behind_blurs(_renamed(module, names), blurs, names)
 
 
 def package_of(spec: ModelSpec) -> str:
