@@ -19,7 +19,7 @@ from jax.nn.initializers import zeros
 from aa_flax.models.base import Network
 from aa_flax.models.family import Family, Recipe, TorchNames
 from aa_flax.models.initialisers import normal
-from aa_flax.models.layers import Builder, Stack
+from aa_flax.models.layers import Builder, Stack, subsample
 from aa_flax.plain_pooling import global_avg_pool
 
 
@@ -83,10 +83,10 @@ class Stem(nnx.Module):
         self.blur2 = build.blur(cout) if blurred and not half else None
         self.norm = build.ln(cout)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         x = self.conv(x)
         for blur in (self.blur, self.blur2):
-            x = x if blur is None else blur(x)
+            x = x if blur is None else subsample(blur, x, rngs)
         return self.norm(x)
 
 
@@ -100,9 +100,9 @@ class Downsampling(nnx.Module):
         self.conv = patches(build, cin, cout, 2, 1 if build.antialiased else 2)
         self.blur = build.blur(cout) if build.antialiased else None
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         x = self.conv(self.norm(x))
-        return x if self.blur is None else self.blur(x)
+        return x if self.blur is None else subsample(self.blur, x, rngs)
 
 
 class Block(nnx.Module):
@@ -164,11 +164,11 @@ class ConvNeXt(Network):
         height, width = x.shape[1:3]
         if min(height, width) < LEAST_SIZE:
             raise ValueError(f"images must be at least {LEAST_SIZE}x{LEAST_SIZE} for ConvNeXt, got {height}x{width}")
-        x = self.stem(x)
+        x = self.stem(x, rngs=rngs)
         maps = []
         for stage in range(1, len(self.config.depths) + 1):
             if stage > 1:
-                x = getattr(self, f"downsample{stage}")(x)
+                x = getattr(self, f"downsample{stage}")(x, rngs=rngs)
             x = getattr(self, f"stage{stage}")(x, rngs=rngs)
             maps.append(x)
         return tuple(maps)

@@ -92,7 +92,14 @@ def _scoped(kind: type) -> type:
             self._traced_calls.note(path, args, kwargs, output)
             return checkpoint_name(output, GAVE + path) if isinstance(output, jax.Array) else output
 
-    return type(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__})
+    def choose(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with jax.named_scope(self._traced_scope):
+            return kind.choose(self, *args, **kwargs)  # type: ignore[attr-defined]
+
+    own: dict[str, Any] = {"__call__": call, "__module__": kind.__module__}
+    if issubclass(kind, Downsample):
+        own["choose"] = choose
+    return type(kind.__name__, (kind,), own)
 
 
 def _give_scope(module: nnx.Module, path: str, calls: Calls) -> None:
