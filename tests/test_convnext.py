@@ -167,6 +167,17 @@ def test_pytorchs_names():
     np.testing.assert_array_equal(tuned.head_norm.scale[...], model.head_norm.scale[...])
 
 
+def test_learnable_sampling_draws_its_noise():
+    """In training the logits depend on the noise that reaches every layer; in evaluation there is none."""
+    model = abstract_model("convnext_tiny_lpf3", downsample="lps", **SMALL | {"stochastic_depth_prob": 0.0})
+    model = with_values(lambda: model)
+    graphdef, state = nnx.split(model)
+    answer = jax.jit(lambda state, x, key: nnx.merge(graphdef, state, copy=True)(x, rngs=nnx.Rngs(dropout=key)))
+    first, same, other = (answer(state, images(32, 32), jax.random.key(seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, same)
+    assert np.abs(first - other).max() > 0
+
+
 def test_it_learns():
     """Stochastic depth draws from `rngs`, and the loss falls."""
     model = aa_flax.create_model(
