@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 
 from aa_flax.consistency import Estimate
+from tests.test_compare import three
+from train.compare import report as comparison_report
 from train.page.forms import to_html
 from train.reproduce import report
 from train.reproduce.report import Conditions
@@ -69,6 +71,15 @@ def test_the_report_opens_without_a_message(chromium, page, tmp_path, dark):
     assert open_page(chromium, page, tmp_path / "page.png", dark=dark) == ""
     background, different = colours(tmp_path / "page.png")
     assert background < 60 if dark else background > 240
+    assert different > 50
+
+
+def test_a_comparison_opens_without_a_message(chromium, tmp_path):
+    page = tmp_path / "compare.html"
+    page.write_text(to_html(comparison_report.build(three())))
+    assert open_page(chromium, page, tmp_path / "page.png", dark=True) == ""
+    background, different = colours(tmp_path / "page.png")
+    assert background < 60
     assert different > 50
 
 

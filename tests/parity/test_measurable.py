@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 from aa_flax.weights.config import Preprocessing
@@ -47,7 +48,6 @@ def test_torchvision_with_weights_of_a_file(network):
 
 
 def test_timm_with_weights_of_a_file(tmp_path):
-    timm = pytest.importorskip("timm", reason="timm is not among the oracles of make parity")
     torch.manual_seed(1)
     module = timm.create_model("mobilenetv2_050", num_classes=10).eval()
     torch.save({"state_dict": module.state_dict()}, tmp_path / "network.pth")

@@ -94,15 +94,16 @@ class Entrant:
 
 
 class Stretch:
-    """Photos next to each other as a source of their own; each is decoded once, whoever asks for it and how often.
+    """Photos next to each other as a source of their own.
 
     Args:
         photos: the whole folder.
         start: the first of them.
+        keep: whether they are asked for several times: then each is decoded once, and its pixels are kept.
     """
 
-    def __init__(self, photos: ImageFolder, start: int) -> None:
-        self._photos, self._start = photos, start
+    def __init__(self, photos: ImageFolder, start: int, *, keep: bool) -> None:
+        self._photos, self._start, self._keep = photos, start, keep
         self._count = min(STRETCH, len(photos) - start)
         self._decoded: dict[int, tuple[np.ndarray, int]] = {}
 
@@ -110,9 +111,12 @@ class Stretch:
         return self._count
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        if index not in self._decoded:
-            self._decoded[index] = self._photos[self._start + index]
-        return self._decoded[index]
+        if index in self._decoded:
+            return self._decoded[index]
+        decoded = self._photos[self._start + index]
+        if self._keep:
+            self._decoded[index] = decoded
+        return decoded
 
     def name(self, index: int) -> str:
         return self._photos.name(self._start + index)
@@ -209,8 +213,9 @@ def measure_all(
     bad = Unreadable(len(photos), settings.max_unreadable)
     for start in range(0, len(photos), STRETCH):
         missing = [entrant for entrant in entrants if read_stretch(entrant, start) is None]
-        decoded = Stretch(photos, start)
-        for way in dict.fromkeys(entrant.way for entrant in missing):
+        ways = dict.fromkeys(entrant.way for entrant in missing)
+        decoded = Stretch(photos, start, keep=len(ways) > 1)
+        for way in ways:
             _measure_stretch([each for each in missing if each.way == way], decoded, start, settings, bad)
         progress(len(decoded))
     return bad.reasons
