@@ -12,8 +12,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import jax
+import tyro
 from rich.console import Console
 from rich.progress import Progress
 
@@ -46,7 +48,7 @@ MOST_LISTED = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Settings):
+class Config:
     """Measure the published networks again and write a report, report.md and report.html."""
 
     output: Path
@@ -62,9 +64,9 @@ class Config(Settings):
     """Draw the published numbers alone; needs neither weights nor data."""
     download: bool = True
     """Fetch checkpoints that are not found: into --weights-root, timm's into the cache."""
+    settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not self.published_only:
             for name in ("weights_root", "data"):
                 if getattr(self, name) is None:
@@ -170,9 +172,9 @@ def _add_earlier(config: Config, photos: Photos, outcome: Outcome) -> None:
         if row.stem in outcome.measured or row.title in failed:
             continue
         known = read_measured(_results(config, row))
-        if known is None or not comparable(known, photos, config):
+        if known is None or not comparable(known, photos, config.settings):
             continue
-        if known.timing != timing_conditions(config):
+        if known.timing != timing_conditions(config.settings):
             # Times of an earlier run on another machine say nothing beside those of this one.
             known = dataclasses.replace(known, milliseconds=None)
         outcome.measured[row.stem] = known
@@ -186,14 +188,14 @@ def _results(config: Config, row: AnyRow) -> Path:
 def _measured(config: Config, row: AnyRow, weights: Weights, photos: Photos, progress: Progress) -> Measured:
     """What there is to say of a network, from an earlier run where that had the same weights, photos and protocol."""
     known = read_measured(_results(config, row))
-    if known is not None and known.identity == identity(weights, photos, config):
-        if known.timing == timing_conditions(config):
+    if known is not None and known.identity == identity(weights, photos, config.settings):
+        if known.timing == timing_conditions(config.settings):
             _say(progress, row, known, "from an earlier run")
             return known
-        found = timed_anew(known, weights, config)
+        found = timed_anew(known, weights, config.settings)
     else:
         task = progress.add_task(row.title, total=len(passes(weights)) * len(photos.source))
-        found = measure(weights, photos, config, progress=lambda count: progress.advance(task, count))
+        found = measure(weights, photos, config.settings, progress=lambda count: progress.advance(task, count))
         progress.remove_task(task)
     write_measured(_results(config, row), found)
     _say(progress, row, found, f"{found.milliseconds:.2f} ms an image")
@@ -216,12 +218,12 @@ def _conditions(config: Config, photos: Photos, outcome: Outcome) -> Conditions:
         fingerprint=photos.fingerprint,
         protocol=(
             "the reference's (zhang2019): five pairs of crops a photo, offsets 0 to 31 on both axes, "
-            f"shared by eight neighbours; seed {config.seed}"
+            f"shared by eight neighbours; seed {config.settings.seed}"
         ),
         device=_device(),
         timing=(
-            f"Times are the median of {config.timing_repeats} compiled forward passes over "
-            f"{config.timing_batch} images in float32."
+            f"Times are the median of {config.settings.timing_repeats} compiled forward passes over "
+            f"{config.settings.timing_batch} images in float32."
         ),
     )
 

@@ -33,7 +33,7 @@ ESTIMATES = ("top1", "top5", "consistency")
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How networks are measured and timed; the command's options have these among them."""
+    """How networks are measured and timed."""
 
     batch_size: int = 32
     """Photos in a batch; changes speed and memory, never the percentages."""
