@@ -116,11 +116,11 @@ def to_torch_state_dict(
     spec = spec_of(model, "to_torch_state_dict")
     _check_unfolded(spec, "to_torch_state_dict")
     filter_size, package = spec.filter_size, package_of(spec)
-    layout = layout or ("reference" if filter_size is not None and spec.suffix else package)
-    if layout not in ("reference", package):
-        raise ValueError(f"layout must be reference or {package}, got {layout!r}")
-    blurs = blur_sites(spec, _shapes(model)) if layout == "reference" else {}
-    if layout == "reference" and (filter_size is None or not spec.suffix or not blurs_plainly(spec) or not blurs):
+    wanted = layout or ("reference" if filter_size is not None and spec.suffix else package)
+    if wanted not in ("reference", package):
+        raise ValueError(f"layout must be reference or {package}, got {wanted!r}")
+    blurs = blur_sites(spec, _shapes(model)) if wanted == "reference" else {}
+    if wanted == "reference" and (filter_size is None or not spec.suffix or not blurs_plainly(spec) or not blurs):
         raise ValueError(f"{spec} is no network of the reference: layout={package!r} exports its weights")
     state = tensors_in_layout(model, Layout(blurs=frozenset(blurs)))
     counters = [key.replace("running_var", "num_batches_tracked") for key in state if key.endswith("running_var")]
