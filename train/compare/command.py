@@ -21,7 +21,7 @@ from train.compare.report import MARK, RISK, Comparison, Row, as_json, build, ti
 from train.console import open_console, progress
 from train.errors import CommandError
 from train.page.forms import write_page
-from train.page.numbers import spread
+from train.page.numbers import signed, spread
 
 RESULTS, TIMES, FIGURES = "results", "times.json", "compare.json"
 STOPPED = 130
@@ -137,18 +137,17 @@ def _print(found: Comparison, console: Console) -> None:
     table.add_column("network", overflow="fold")
     shown = ["accuracy", *([found.consistency] if found.consistency else [])]
     for name in shown:
-        table.add_column(title_of(found.rows[0].results[name]).lower(), justify="right", no_wrap=True)
-        table.add_column("minus first", justify="right", no_wrap=True)
+        title = title_of(found.rows[0].results[name]).lower()
+        table.add_column(f"{title}\nminus the first", justify="right", no_wrap=True)
     for number, (row, ahead) in enumerate(zip(found.rows, found.ahead, strict=True)):
         cells = [f"{row.name}{' ^' if ahead else ''}"]
         for name in shown:
-            cells.append(spread(row.results[name]))
-            if not number:
-                cells.append("")
-                continue
-            pair = found.differences[name][0, number]
-            beyond = f" {MARK}" if found.adjusted[name, 0, number] < RISK else ""
-            cells.append(f"{-pair.value:+.2f} ± {pair.stderr:.2f}{beyond}")
+            text = spread(row.results[name])
+            if number:
+                pair = found.differences[name][0, number]
+                beyond = MARK if found.adjusted[name, 0, number] < RISK else " "
+                text += f" \n{signed(-pair.value)} ± {pair.stderr:.2f}{beyond}"
+            cells.append(text)
         table.add_row(*cells)
     console.print(table)
     console.print(f"{MARK} more than chance; ^ no other network is better in both", soft_wrap=True)
