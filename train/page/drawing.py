@@ -110,7 +110,7 @@ def label_points(
                 text, (x, y), offset, textcoords="offset points", ha=hold, va="center", fontsize=8.5, zorder=4
             )
             box = name.get_window_extent()
-            beyond = box.x0 < axis.bbox.x0 or box.x1 > figure.bbox.x1
+            beyond = box.x0 < axis.bbox.x0 or box.x1 > axis.bbox.x1
             tried.append((box.count_overlaps(met) + beyond, len(tried), name, box))
             if not tried[-1][0]:
                 break
