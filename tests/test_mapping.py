@@ -123,7 +123,9 @@ class TestNames:
     )
     def test_the_reference_blurs_where_the_network_does(self, spec: str, options: dict, monkeypatch):
         channels, blur = [], Builder.blur
-        monkeypatch.setattr(Builder, "blur", lambda self, width: channels.append(width) or blur(self, width))
+        monkeypatch.setattr(
+            Builder, "blur", lambda self, width, **kind: channels.append(width) or blur(self, width, **kind)
+        )
         model = nnx.eval_shape(lambda: create_model(spec, rngs=nnx.Rngs(0), **options))
         assert sorted(blur_sites(model.spec, shapes_of(model)).values()) == sorted(channels)
 

@@ -75,20 +75,32 @@ def check_tensors(
                 f"to {classes}, or keep a fresh head with skip_head"
             )
     whole = {**tensors, **{f"{place}.filt": array for place, array in filters.items()}}
-    hints = _prefix_hints(whole, len(both) - len(misshapen), len(table), spec, shapes) if problems else []
+    fitting = len(both) - len(misshapen)
+    hints = _prefix_hints(whole, fitting, len(table), spec, shapes) if problems else []
     apart = expected.keys() ^ tensors.keys()
     if apart and all(key.startswith(around_head(spec)) for key in apart):
         problems.append("  the file has another head than this network: keep a fresh one with skip_head (--skip-head)")
     if hints:
         # Where all fit, the names that do not are no news.
         problems = hints if hints[0].startswith("  all ") else [*hints, *problems]
-    elif not both:
-        problems = [f"  none of the {len(tensors)} tensors in it belongs to this network", *problems]
+    elif 4 * len(apart) > len(expected):
+        # Of another network: lists of all would only say so at length.
+        raise CheckpointError(f"{what} does not fit {spec}: {_of_another(tensors, expected)}")
     elif not problems:
         bad = [key for key in expected if not np.isfinite(tensors[key]).all()]
         problems = listing("with NaN or infinite values", bad)
     if problems:
         raise CheckpointError("\n".join([f"{what} does not fit {spec}:", *problems]))
+
+
+def _of_another(tensors: Mapping[str, np.ndarray], expected: Shapes) -> str:
+    """What a file of another network has too much and too little."""
+    common = len(tensors.keys() & expected.keys())
+    if not common:
+        return f"none of the {len(tensors)} tensors in it belongs to this network"
+    sides = (("is not this network's", tensors.keys() - expected.keys()), ("is missing", expected.keys() - tensors))
+    found = [f"{min(names)} {fault}" for fault, names in sides if names]
+    return f"{common} of the {len(tensors)} tensors in it have names of this network's; {', '.join(found)}"
 
 
 def check_filters(
