@@ -231,13 +231,25 @@ def test_the_command_measures_and_reports(photos, weights, tmp_path, capsys):
     assert json.loads(report_file.read_text())["repeat"]["pretrained"]["pad_type"] == "zero"
 
 
+def test_more_views_than_two_have_to_agree(photos, weights, tmp_path, capsys):
+    values = []
+    for views in (2, 4):
+        output = tmp_path / f"{views}.json"
+        command = ["evaluate", "--data", str(photos.root), "--weights", str(weights), "--output", str(output)]
+        assert main([*command, "--protocols", "crop", "--views", str(views)]) == 0
+        crop = json.loads(output.read_text())["protocols"]["crop"]
+        assert crop["settings"]["views"] == views
+        values.append(crop["value"])
+    assert values[1] < values[0]
+
+
 def test_the_table_says_what_each_number_is(photos, weights, tmp_path, capsys):
-    names = "accuracy,crop,diagonal,worst,crop"
+    names = "accuracy,crop,diagonal,worst,fractional_worst,unshifted,crop"
     output = tmp_path / "report.json"
     command = ["evaluate", "--data", str(photos.root), "--weights", str(weights), "--output", str(output)]
     assert main([*command, "--protocols", names, "--batch-size", "16"]) == 0
     rows = [line.split("│")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
-    parts = ["crop, consistent and correct", "crop, consistent and wrong"]
+    parts = ["crop, consistent and correct", "crop, consistent and wrong", "crop, consistent if one is correct"]
     assert rows == [
         "top-1 accuracy",
         "top-5 accuracy",
@@ -245,10 +257,14 @@ def test_the_table_says_what_each_number_is(photos, weights, tmp_path, capsys):
         *parts,
         "mean flip rate, diagonal",
         "accuracy, worst",
+        "accuracy, fractional_worst",
+        "fractional_worst, unshifted",
+        "consistency, unshifted",
+        "unshifted, change of the probability",
     ]
     report = json.loads(output.read_text())
-    assert report["consistency"].keys() == {"crop"}
-    assert report["protocols"].keys() == {"accuracy", "crop", "diagonal", "worst"}
+    assert report["consistency"].keys() == {"crop", "unshifted"}
+    assert report["protocols"].keys() == {*names.split(",")}
 
 
 def test_unbalanced_photos_have_their_accuracy_by_class(weights, tmp_path, capsys):

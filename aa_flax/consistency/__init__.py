@@ -6,8 +6,9 @@
     result.value, result.stderr, result.parts, result.per_image, result.arrays, result.as_dict()
 
 A protocol is a frozen dataclass of settings: `Accuracy`, `Zhang2019`, `Crop`, `Exact`, `Circular`,
-`Diagonal`, `WorstCase`, `Fractional`, `Distance`. Images are (N, H, W, C), float or integer, cut to
-the size that the protocol moves in (256 for crops of 224); there is no data loading here.
+`Diagonal`, `WorstCase`, `Fractional`, `FractionalWorst`, `Distance`, `Unshifted`. Images are
+(N, H, W, C), float or integer, cut to the size that the protocol moves in (256 for crops of 224);
+there is no data loading here.
 
 `measure` takes images in memory. For those that come in batches there are two levels:
 
@@ -41,7 +42,8 @@ from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from aa_flax.consistency.by_distance import Distance, agreement_by_distance
-from aa_flax.consistency.fixed import Accuracy, Diagonal, Exact, WorstCase
+from aa_flax.consistency.fixed import Accuracy, Diagonal, Exact, FractionalWorst, WorstCase
+from aa_flax.consistency.from_centre import Unshifted
 from aa_flax.consistency.paired import Difference, difference, holm
 from aa_flax.consistency.pairs import Circular, Crop, Fractional, Pairs, Zhang2019
 from aa_flax.consistency.protocol import ShiftProtocol, gather
@@ -51,7 +53,10 @@ from aa_flax.consistency.views import Normalise, fourier_shift
 
 PROTOCOLS: dict[str, type[ShiftProtocol]] = {
     protocol.name: protocol
-    for protocol in (Accuracy, Zhang2019, Crop, Exact, Circular, Diagonal, WorstCase, Fractional, Distance)
+    for protocol in (
+        *(Accuracy, Zhang2019, Crop, Exact, Circular, Diagonal, WorstCase),
+        *(Fractional, FractionalWorst, Distance, Unshifted),
+    )
 }
 """Every protocol by its name."""
 
@@ -107,10 +112,12 @@ __all__ = [
     "Estimate",
     "Exact",
     "Fractional",
+    "FractionalWorst",
     "Normalise",
     "Pairs",
     "Result",
     "ShiftProtocol",
+    "Unshifted",
     "Video",
     "WorstCase",
     "Zhang2019",

@@ -1,5 +1,6 @@
 """Protocols whose shifts are fixed: the centre crop, every crop, the diagonal, all within m pixels."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,7 +9,7 @@ import numpy as np
 from aa_flax.consistency.pairs import centred_window
 from aa_flax.consistency.protocol import Arrays, PerImage, ShiftProtocol, require_at_least, require_room
 from aa_flax.consistency.sweep import Readout, View, read_probabilities, read_ranks
-from aa_flax.consistency.views import Size, Window, centre
+from aa_flax.consistency.views import FourierShifted, Size, Window, centre
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,14 +154,71 @@ class WorstCase(ShiftProtocol):
         return {"predictions": seen["predictions"].reshape(-1, side, side)}
 
     def reduce(self, arrays: Arrays) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        predictions, reach = arrays["predictions"], self.max_shift
-        right = predictions == arrays["labels"][:, None, None]
-        parts = {}
-        for within in range(reach + 1):
-            near = slice(reach - within, reach + within + 1)
-            parts[f"within_{within}"] = 100.0 * right[:, near, near].all(axis=(1, 2))
-        unchanged = (predictions == predictions[:, :1, :1]).all(axis=(1, 2))
-        return parts[f"within_{reach}"], {**parts, "unchanged": 100.0 * unchanged}
+        parts = _within(arrays["predictions"], arrays["labels"])
+        named = {f"within_{steps}": percent for steps, percent in enumerate(parts)}
+        return parts[-1], {**named, "unchanged": _unchanged(arrays["predictions"])}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FractionalWorst(ShiftProtocol):
+    """Accuracy against the worst shift by fractions of a pixel: images correct at every shift of a grid.
+
+    The grid has the multiples of `step` up to `max_shift` pixels on each axis; shifts are made in
+    the Fourier domain as in `Fractional`. Parts: "unshifted" (plain accuracy) and "unchanged":
+    images whose prediction is the same under every shift, right or wrong. Array: "predictions",
+    (images, side, side) with side = 2 max_shift / step + 1.
+
+    Args:
+        max_shift: pixels on each axis, a multiple of `step`.
+        step: pixels between neighbouring shifts.
+        periodic: shift the crop itself, around its own border, as in `Fractional`.
+    """
+
+    name: ClassVar[str] = "fractional_worst"
+    quantity: ClassVar[str] = "accuracy"
+    needs_labels: ClassVar[bool] = True
+
+    max_shift: float = 1.0
+    step: float = 0.5
+    periodic: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.step < math.inf:
+            raise ValueError(f"step={self.step}: must be positive and finite")
+        steps = self.max_shift / self.step
+        if not (0 <= steps < math.inf and math.isclose(steps, round(steps), abs_tol=1e-6)):
+            raise ValueError(f"max_shift={self.max_shift}: must be a multiple of step={self.step}, 0 or more")
+
+    @property
+    def _steps(self) -> int:
+        return round(self.max_shift / self.step)
+
+    def view(self, side: Size) -> View:
+        require_room(side, self.size, 0, "fractional shifts")
+        return FourierShifted(self.size, self.periodic)
+
+    def offsets(self, index: np.ndarray) -> np.ndarray:
+        return (_grid(2 * self._steps + 1) - self._steps) * float(self.step)
+
+    def arrange(self, seen: PerImage, offsets: np.ndarray) -> PerImage:
+        side = 2 * self._steps + 1
+        return {"predictions": seen["predictions"].reshape(-1, side, side)}
+
+    def reduce(self, arrays: Arrays) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        parts = _within(arrays["predictions"], arrays["labels"])
+        return parts[-1], {"unshifted": parts[0], "unchanged": _unchanged(arrays["predictions"])}
+
+
+def _within(predictions: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
+    """Whether an image is right under all shifts of up to so many steps around the centre, in percent."""
+    right, reach = predictions == labels[:, None, None], predictions.shape[1] // 2
+    near = [slice(reach - steps, reach + steps + 1) for steps in range(reach + 1)]
+    return [100.0 * right[:, part, part].all(axis=(1, 2)) for part in near]
+
+
+def _unchanged(predictions: np.ndarray) -> np.ndarray:
+    return 100.0 * (predictions == predictions[:, :1, :1]).all(axis=(1, 2))
 
 
 def _grid(side: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Protocols that compare the predictions of two shifts: crops, rolls, fractions, distances."""
+"""Protocols that compare the predictions of two shifts or of several: crops, rolls, fractions."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,7 +10,6 @@ from aa_flax.consistency.protocol import (
     Arrays,
     PerImage,
     ShiftProtocol,
-    agree,
     require_at_least,
     require_room,
 )
@@ -20,33 +19,40 @@ from aa_flax.consistency.views import FourierShifted, Rolled, Size, Window
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs(ShiftProtocol):
-    """Agreement of the predictions under two shifts of an image, over several pairs.
+    """Agreement of the predictions under two shifts of an image, or more, over several such pairs.
 
-    The value is the share of pairs whose predictions agree; equal shifts count as agreement.
-    With labels the result has the parts "consistent_correct" and "consistent_wrong", which sum
-    to the value. Arrays: "predictions" and "offsets", (images, pairs, 2) and (images, pairs, 2, 2).
+    The value is the share of pairs whose predictions agree; equal shifts count as agreement. With
+    `views` shifts in place of two, all of them have to agree. With labels the result has the parts
+    "consistent_correct" and "consistent_wrong", which sum to the value, and "agree_if_right": of
+    all pairs with a right prediction among them, the share that agrees (left out where there is no
+    such pair). Arrays: "predictions" and "offsets", (images, pairs, views) and
+    (images, pairs, views, 2).
 
     Args:
         pairs: pairs drawn for each image; ignored where `given` holds them.
+        views: shifts that are compared at once; 2 makes pairs of them.
         seed: of the random offsets.
-        given: offsets instead of random ones: (pairs, 2, 2) for all images, or
-            (images, pairs, 2, 2), looked up by the number of the image. The axes: pair, which of
-            the two, (rows, columns).
+        given: offsets instead of random ones: (pairs, views, 2) for all images, or
+            (images, pairs, views, 2), looked up by the number of the image. The axes: pair, which
+            of its shifts, (rows, columns).
     """
 
     pairs: int = 5
+    views: int = 2
     seed: int = 0
     given: Any = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_at_least(1, pairs=self.pairs)
+        require_at_least(2, views=self.views)
         require_at_least(0, seed=self.seed)
         if self.given is None:
             return
         given = np.asarray(self.given)
-        if given.ndim not in (3, 4) or given.shape[-2:] != (2, 2) or 0 in given.shape:
-            raise ValueError(f"given must have the shape (pairs, 2, 2) or (images, pairs, 2, 2); got {given.shape}")
+        if given.ndim not in (3, 4) or given.shape[-2:] != (self.views, 2) or 0 in given.shape:
+            last = f"pairs, {self.views}, 2"
+            raise ValueError(f"given must have the shape ({last}) or (images, {last}); got {given.shape}")
         self.check_given(given)
         # As tuples, so that protocols compare equal exactly where they measure the same.
         object.__setattr__(self, "given", _tuples(given.tolist()))
@@ -61,7 +67,7 @@ class Pairs(ShiftProtocol):
         raise NotImplementedError
 
     def draw(self, index: np.ndarray) -> np.ndarray:
-        """Random offsets (N, pairs, 2, 2) for the images with these numbers."""
+        """Random offsets (N, pairs, views, 2) for the images with these numbers."""
         raise NotImplementedError
 
     def offsets(self, index: np.ndarray) -> np.ndarray:
@@ -78,20 +84,24 @@ class Pairs(ShiftProtocol):
     def arrange(self, seen: PerImage, offsets: np.ndarray) -> PerImage:
         predictions = seen["predictions"]
         return {
-            "predictions": predictions.reshape(len(predictions), -1, 2),
-            "offsets": offsets.reshape(len(offsets), -1, 2, 2),
+            "predictions": predictions.reshape(len(predictions), -1, self.views),
+            "offsets": offsets.reshape(len(offsets), -1, self.views, 2),
         }
 
     def reduce(self, arrays: Arrays) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        first, second = np.moveaxis(arrays["predictions"], -1, 0)
+        predictions = arrays["predictions"]
+        same = (predictions == predictions[..., :1]).all(axis=-1)
         if "labels" not in arrays:
-            return agree(first, second), {}
-        same, right = first == second, first == arrays["labels"][:, None]
+            return 100.0 * same.mean(axis=1), {}
+        right = predictions == arrays["labels"][:, None, None]
+        all_right, one_right = right.all(axis=-1), right.any(axis=-1)
         parts = {
-            "consistent_correct": 100.0 * (same & right).mean(axis=1),
-            "consistent_wrong": 100.0 * (same & ~right).mean(axis=1),
+            "consistent_correct": 100.0 * all_right.mean(axis=1),
+            "consistent_wrong": 100.0 * (same & ~all_right).mean(axis=1),
         }
-        return agree(first, second), parts
+        if one_right.any():
+            parts["agree_if_right"] = 100.0 * ratio(all_right.mean(axis=1), one_right.mean(axis=1))
+        return 100.0 * same.mean(axis=1), parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +138,7 @@ class Crop(Pairs):
 
     def draw(self, index: np.ndarray) -> np.ndarray:
         drawn = generators(self.seed, index // self.shared_by)
-        return np.stack([each.integers(0, self.shifts, (self.pairs, 2, 2)) for each in drawn])
+        return np.stack([each.integers(0, self.shifts, (self.pairs, self.views, 2)) for each in drawn])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +179,7 @@ class Circular(Pairs):
         return Rolled(self.size)
 
     def draw(self, index: np.ndarray) -> np.ndarray:
-        reach, shape = self.max_shift, (self.pairs, 2, 2)
+        reach, shape = self.max_shift, (self.pairs, self.views, 2)
         return np.stack([each.integers(-reach, reach, shape) for each in generators(self.seed, index)])
 
 
@@ -205,7 +215,7 @@ class Fractional(Pairs):
         return FourierShifted(self.size, self.periodic)
 
     def draw(self, index: np.ndarray) -> np.ndarray:
-        reach, shape = self.max_shift, (self.pairs, 2, 2)
+        reach, shape = self.max_shift, (self.pairs, self.views, 2)
         return np.stack([each.uniform(-reach, reach, shape) for each in generators(self.seed, index)])
 
 
@@ -214,6 +224,16 @@ def centred_window(side: Size, size: Size, shifts: int) -> Window:
     require_room(side, size, shifts - 1, f"shifts={shifts}")
     top, left = (max(0, (length - own - shifts) // 2) for length, own in zip(side, size, strict=True))
     return Window(size, (top, left))
+
+
+def ratio(numerators: np.ndarray, denominators: np.ndarray) -> np.ndarray:
+    """Numbers, one for each image, whose mean is the ratio of the two means and whose spread is the ratio's.
+
+    The ratio, linearised at its value: their standard error is that of a ratio estimate (Cochran, *Sampling
+    Techniques*, 1977, section 6.4).
+    """
+    value = numerators.sum() / denominators.sum()
+    return value + (numerators - value * denominators) / denominators.mean()
 
 
 def _tuples(nested: Any) -> Any:

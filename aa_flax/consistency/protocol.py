@@ -1,8 +1,9 @@
 """The common form of every protocol: arrays per image from a batch, then one result from them all."""
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ from aa_flax.meshes import take_rows
 PerImage = dict[str, Any]
 Arrays = Mapping[str, np.ndarray]
 Progress = Callable[[int, int], None]
+Look = Callable[..., PerImage]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +75,10 @@ class ShiftProtocol:
         """The shifts (N, S, 2) of the images with these numbers, or (1, S, 2) for all of them."""
         raise NotImplementedError
 
+    def observe(self, look: Look, fn: Predictor, images: Any, offsets: np.ndarray, labels: Any) -> PerImage:
+        """What a batch shows: `readout` of the network's answer to every view."""
+        return look(fn, images, offsets, labels, readout=self.readout)
+
     def arrange(self, seen: PerImage, offsets: np.ndarray) -> PerImage:
         """Name and shape what a batch has shown; every array starts with the images."""
         del offsets
@@ -118,16 +124,8 @@ class ShiftProtocol:
         view = self.view((images.shape[1], images.shape[2]))
         offsets = self.offsets(index)
         offsets = np.broadcast_to(offsets, (count, *offsets.shape[1:]))
-        seen = sweep(
-            fn,
-            images,
-            offsets,
-            labels,
-            view=view,
-            readout=self.readout,
-            preprocess=preprocess,
-            device_batch=self.device_batch,
-        )
+        look = functools.partial(sweep, view=view, preprocess=preprocess, device_batch=self.device_batch)
+        seen = self.observe(look, fn, images, offsets, labels)
         known = {"index": index} if labels is None else {"index": index, "labels": labels}
         return {**known, **self.arrange(seen, offsets)}
 
@@ -242,8 +240,3 @@ def _refuse_failures(arrays: Arrays) -> None:
             if code == UNKNOWN_LABEL:
                 first += f" and label {arrays['labels'][rows[0]]}"
             raise ValueError(f"{said} for {len(rows)} images, the first with {first}")
-
-
-def agree(left: np.ndarray, right: np.ndarray, axis: int = 1) -> np.ndarray:
-    """Percentage of equal entries of each image."""
-    return 100.0 * cast(np.ndarray, (left == right).mean(axis=axis))

@@ -46,6 +46,9 @@ class Config:
     """Photos in a batch; changes speed and memory, never the figures."""
     protocols: str = "accuracy,crop"
     """What to measure, separated by commas; docs/measuring.md explains each."""
+    views: int = 2
+    """How many shifts have to agree, for the protocols that otherwise compare two: crop, zhang2019, circular,
+    fractional."""
     output: Path | None = None
     """Where to write the figures, per-image predictions and what repeats the run, as JSON."""
     save_images: Path | None = None
@@ -83,6 +86,7 @@ def run(config: Config) -> int:
         preprocessing,
         margin=reflect_margin(preprocessing),
         seed=config.seed,
+        views=config.views,
         offsets=offsets,
         device_batch=whole_batch(config.batch_size),
     )
@@ -182,6 +186,12 @@ def _check(config: Config) -> None:
         raise CommandError(f"--batch-size is {config.batch_size}; it must be at least 1")
     if config.workers < 0:
         raise CommandError(f"--workers is {config.workers}; it must be 0 or more")
+    if config.views < 2:
+        raise CommandError(f"--views is {config.views}; it must be at least 2")
+    if config.views > 2 and config.offsets is not None:
+        raise CommandError(
+            f"--offsets {config.offsets} are of pairs, and --views {config.views} draws its own; drop one"
+        )
     if config.seed < 0:
         raise CommandError(f"--seed is {config.seed}; it must be 0 or more")
     if not 0 <= config.max_unreadable <= 1:

@@ -23,6 +23,14 @@ from train.measurable.network import Measurable
 # Numbers of one photo beyond which the report would hold more than anybody reads.
 MAX_LISTED = 64
 MAX_NAMED = 10
+# What the table says of the parts of a protocol; the report has all of them.
+PARTS = {
+    "consistent_correct": "consistent and correct",
+    "consistent_wrong": "consistent and wrong",
+    "agree_if_right": "consistent if one is correct",
+    "probability_change": "change of the probability",
+    "unshifted": "unshifted",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,10 +165,7 @@ def _lines(result: Result) -> dict[str, Estimate]:
     if name == "accuracy":
         return {"top-1 accuracy": result, "top-5 accuracy": result.parts["top5"]}
     lines: dict[str, Estimate] = {f"{result.quantity}, {name}": result}
-    for part in ("consistent_correct", "consistent_wrong"):
-        if part in result.parts:
-            lines[f"  {name}, {part.replace('_', ' and ')}"] = result.parts[part]
-    return lines
+    return lines | {f"  {name}, {words}": result.parts[part] for part, words in PARTS.items() if part in result.parts}
 
 
 def print_table(evaluation: Evaluation, console: Console) -> None:

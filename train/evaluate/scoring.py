@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
-from aa_flax.consistency import PROTOCOLS, Crop, Result, ShiftProtocol, create_protocol
+from aa_flax.consistency import PROTOCOLS, Crop, Pairs, Result, ShiftProtocol, create_protocol
 from aa_flax.weights.config import Preprocessing
 from aa_flax.weights.json_file import read_json
 from train.data import Batch
@@ -52,6 +52,7 @@ def protocols_for(
     *,
     margin: int = 0,
     seed: int = 0,
+    views: int = 2,
     offsets: np.ndarray | None = None,
     device_batch: int = 64,
 ) -> dict[str, ShiftProtocol]:
@@ -62,12 +63,13 @@ def protocols_for(
         preprocessing: says how far a crop can be shifted inside the resized image.
         margin: `Dataset.margin`.
         seed: of random shifts.
+        views: how many shifts have to agree, of the protocols that draw pairs of them.
         offsets: given pairs of crop offsets instead of random ones, (pairs, 2, 2) or
             (images, pairs, 2, 2).
         device_batch: how many crops may lie on the devices at once.
 
     Raises:
-        CommandError: an unknown name, offsets that nothing uses or that do not fit.
+        CommandError: an unknown name, views or offsets that nothing uses or that do not fit.
     """
     if not names:
         raise CommandError(f"--protocols is empty; there are {', '.join(PROTOCOLS)}")
@@ -78,6 +80,7 @@ def protocols_for(
         # 256 - 224 gives the reference's 32 offsets, 0 to 31; enlarged images use all their room.
         "shifts": 2 * margin + 1 if margin else room,
         "steps": room,
+        "views": views,
     }
     chosen: dict[str, ShiftProtocol] = {}
     for name in names:
@@ -92,6 +95,8 @@ def protocols_for(
             chosen[name].view((side, side))
         except ValueError as error:
             raise CommandError(f"--protocols {name}: {error}") from error
+    if views != 2 and not any(isinstance(each, Pairs) for each in chosen.values()):
+        raise CommandError(f"--views {views} is for protocols that compare shifts, not for {', '.join(names)}")
     if offsets is not None and not any(isinstance(each, Crop) for each in chosen.values()):
         raise CommandError(f"--offsets are for crop and zhang2019, not for {', '.join(names)}")
     return chosen
