@@ -14,7 +14,6 @@ import dataclasses
 import itertools
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -32,6 +31,12 @@ from train.console import open_console, progress
 from train.data import DataConfig
 from train.errors import CommandError
 from train.fit.config import validate
+
+Kind = tuple[str, str]
+"""Method and model: what runs have in common that share their programs."""
+
+# Programs that an accelerator's host compiles at once: more would keep a short budget from its first run.
+AT_ONCE = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,19 +113,36 @@ def expected_seconds(cell: Cell, done: Mapping[Cell, Line]) -> float | None:
     return min(like) if like else mean(seconds.values()) if seconds else None
 
 
-def compile_all(runner: Runner, cells: list[Cell]) -> None:
-    """On an accelerator, compiles the programs of all runs beforehand, several at a time: the host has many cores."""
-    kinds = {(cell.method, cell.model): cell for cell in reversed(cells)}
-    first, *others = reversed(kinds.values())
-    with progress(open_console(stderr=True), "programs") as bar, ThreadPoolExecutor(os.cpu_count()) as pool:
-        task = bar.add_task("compiling", total=len(kinds))
-        runner.compile(first)
-        for _ in itertools.chain([None], pool.map(runner.compile, others)):
-            bar.advance(task)
+def compile_next(runner: Runner, cells: list[Cell], compiled: set[Kind], at_once: int) -> None:
+    """Compiles what the next few kinds of runs need, in threads; the first of all alone, which sends the images."""
+    kinds: dict[Kind, Cell] = {}
+    for cell in cells:
+        kinds.setdefault((cell.method, cell.model), cell)
+    new = [kind for kind in kinds if kind not in compiled][: at_once if compiled else 1]
+    with ThreadPoolExecutor(at_once) as pool:
+        # Not while a run is on its way: its updates would wait for the threads, and their time is measured.
+        for _ in pool.map(runner.compile, [kinds[kind] for kind in new]):
+            pass
+    compiled.update(new)
 
 
-def make_all(runner: Runner, cells: list[Cell], comparison: Comparison, done: dict[Cell, Line], ends: float) -> None:
+def make_all(
+    runner: Runner,
+    cells: list[Cell],
+    comparison: Comparison,
+    done: dict[Cell, Line],
+    ends: float,
+    at_once: int = 0,
+) -> None:
     """Makes the runs and writes their lines.
+
+    Args:
+        runner: makes them.
+        cells: which, in order.
+        comparison: where the lines go.
+        done: the runs that are there; takes the new ones.
+        ends: the time by `time.monotonic` at which the budget is spent.
+        at_once: programs compiled at once before the first run that needs one; 0 where runs compile their own.
 
     Raises:
         TimeoutError: the budget is spent, or the next run would not fit into it.
@@ -131,8 +153,12 @@ def make_all(runner: Runner, cells: list[Cell], comparison: Comparison, done: di
             raise TimeoutError
 
     with progress(open_console(stderr=True), "runs") as bar:
-        task = bar.add_task("", total=len(cells))
-        for cell in cells:
+        task, compiled = bar.add_task("", total=len(cells)), set[Kind]()
+        for number, cell in enumerate(cells):
+            check()
+            if at_once and (cell.method, cell.model) not in compiled:
+                bar.update(task, description=f"compiling {cell.method} {cell.model}, ...")
+                compile_next(runner, cells[number:], compiled, at_once)
             bar.update(task, description=str(cell))
             if time.monotonic() + (expected_seconds(cell, done) or 0) > ends:
                 raise TimeoutError
@@ -167,9 +193,7 @@ def main(comparison: Comparison) -> None:
     runner = Runner(terms, DataConfig(name="cifar10", dir=comparison.data, augment="no_shift"))
     comparison.output.parent.mkdir(parents=True, exist_ok=True)
     try:
-        if jax.default_backend() != "cpu":
-            compile_all(runner, missing)
-        make_all(runner, missing, comparison, done, ends)
+        make_all(runner, missing, comparison, done, ends, at_once=0 if jax.default_backend() == "cpu" else AT_ONCE)
     except TimeoutError:
         left = [cell for cell in missing if cell not in done]
         print(f"the budget of {comparison.budget:.0f} s is spent; the same command goes on with:", file=sys.stderr)

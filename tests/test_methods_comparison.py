@@ -88,6 +88,35 @@ def test_a_run_is_made_measured_and_written(tmp_path, monkeypatch):
     assert len(runner._sweep._programs) == 1
 
 
+class Scribe:
+    """A runner that only notes what is asked of it."""
+
+    def __init__(self):
+        self.made, self.waiting = [], []
+
+    def compile(self, cell):
+        self.waiting.append(cell.method)
+
+    def make(self, cell, updates):
+        # Threads may come in any order.
+        self.made += [*sorted(self.waiting), f"{cell.method}!"]
+        self.waiting = []
+        return line(cell)
+
+
+def test_programs_are_compiled_a_few_ahead_of_the_runs(tmp_path):
+    methods = ("plain", "aps", "blur3", "blur4", "lps")
+    wanted = asked(tmp_path, methods=methods, models=("resnet18",), seeds=(0, 1))
+    runner = Scribe()
+    make_all(runner, cells_of(wanted), wanted, {}, math.inf, at_once=3)
+    first = ["plain", "plain!", "aps", "blur3", "blur4", "aps!", "blur3!", "blur4!", "lps", "lps!"]
+    assert runner.made == [*first, *(f"{method}!" for method in methods)]
+    runner = Scribe()
+    with pytest.raises(TimeoutError):
+        make_all(runner, cells_of(wanted), wanted, {}, 0.0, at_once=3)
+    assert not runner.waiting
+
+
 def test_a_run_that_fails_is_a_line_too(tmp_path, monkeypatch):
     monkeypatch.setattr("aa_flax.models.mobilenet.STAGES", SMALL_STAGES)
     runner = Runner(TERMS, DataConfig(name="synthetic", image_size=16, synthetic_size=48))
