@@ -35,8 +35,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "resnet": ("resnet18", SHALLOW),
     "densenet": ("densenet121", SHALLOW | DENSE),
     "mobilenet": ("mobilenet_v2", {"num_classes": 3, "width_mult": 0.25}),
+    "convnext": ("convnext_tiny", SHALLOW | {"widths": (8, 12, 16, 24), "stochastic_depth_prob": 0.0}),
 }
-SIDES = {"alexnet": 63, "vgg": 32, "resnet": 40, "densenet": 40, "mobilenet": 40}
+SIDES = {"alexnet": 63, "vgg": 32, "resnet": 40, "densenet": 40, "mobilenet": 40, "convnext": 40}
 
 
 @pytest.fixture(autouse=True, scope="module")
