@@ -238,7 +238,7 @@ def test_one_photo_and_no_consistency_are_a_report_too():
         (["fn:tests.test_compare:pixel"], "1 network to compare; name two or more"),
         ([fn("pixel"), fn("pixel")], r"two networks are called pixel; name one with \+name="),
         ([fn("pixel"), "/nowhere"], "/nowhere"),
-        ([fn("pixel"), "resnt18"], "unknown network 'resnt18'.*a network is a directory of weights"),
+        ([fn("pixel"), "resnt18"], "networks: .*unknown network 'resnt18'"),
         ([fn("pixel"), "net.onnx"], "net.onnx is no file"),
         ([fn("pixel"), "fn:tests.test_compare:pixel+size=big"], r"\+size=big is no whole number"),
         ([fn("pixel"), "fn:tests.test_compare:pixel+layout=chwn"], r"\+layout=chwn is none of nhwc, nchw"),

@@ -31,8 +31,8 @@ STOPPED = 130
 class Config:
     """Measures two or more networks on the same photos and writes a report: report.html, report.md, compare.json.
 
-    A network is one word: a directory of weights; FILE.onnx; FILE.pth+model=SPEC; timm:NAME; torchvision:NAME;
-    fn:MODULE:FUNCTION; exported:DIRECTORY; or a spec with published weights, such as resnet50_lpf4. Behind it may stand
+    A network is one word: weights as evaluate takes them (a directory, resnet50_lpf4, hf://owner/name); a PyTorch file
+    with +model=SPEC; FILE.onnx; timm:NAME; torchvision:NAME; fn:MODULE:FUNCTION; exported:DIRECTORY. Behind it may be
     +name=..., what to call it, and for networks of other make +weights=FILE, +layout=, +size=, +resize=,
     +interpolation=, +mean=R,G,B, +std=R,G,B and +classes=.
 

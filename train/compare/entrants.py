@@ -12,9 +12,7 @@ from flax import nnx
 
 from aa_flax.export import DESCRIPTION
 from aa_flax.local_paths import local_path
-from aa_flax.models.specs import resolve_spec
-from aa_flax.weights.config import INTERPOLATIONS, PretrainedConfig
-from aa_flax.weights.store import WEIGHTS_NAME, load_pretrained
+from aa_flax.weights.config import INTERPOLATIONS
 from train.errors import CommandError
 from train.measurable.naming import KINDS, Foreign
 from train.measurable.network import Layout, Measurable, Told
@@ -31,8 +29,8 @@ def open_entrant(word: str) -> Measurable:
     """One network.
 
     Args:
-        word: `FILE.onnx`, `timm:NAME`, `torchvision:NAME`, `exported:DIRECTORY`, `fn:MODULE:FUNCTION`, a directory of
-            weights, a PyTorch file with `+model=SPEC`, or a spec with published weights; then any of `+name=...` (what
+        word: `FILE.onnx`, `timm:NAME`, `torchvision:NAME`, `exported:DIRECTORY`, `fn:MODULE:FUNCTION`, weights as
+            `evaluate --weights` names them, a PyTorch file alone with `+model=SPEC`; then any of `+name=...` (what
             to call it), `+weights=FILE` and what a person tells of networks of other make, such as `+size=224`.
 
     Raises:
@@ -88,20 +86,10 @@ def _path(text: str) -> Path:
 def _own(what: str, said: dict[str, str]) -> Measurable:
     if useless := [name for name in said if name not in OWN]:
         raise CommandError(f"+{useless[0]} is for networks of other make; config.json has it of this one")
-    path = _path(what)
-    if path.exists():
-        return of_network(open_network(path, said.get("model")), path)
-    try:
-        config = PretrainedConfig(spec=resolve_spec(what))
-        return of_network(OpenedNetwork(load_pretrained(what), config), None)
-    except (OSError, ValueError) as error:
-        raise CommandError(
-            f"{error}; a network is a directory of weights, a file of ONNX, KIND:NAME (KIND is one of "
-            f"{', '.join(KINDS)}) or a spec with published weights"
-        ) from error
+    return of_network(open_network(what, said.get("model"), option="networks"))
 
 
-def of_network(opened: OpenedNetwork, path: Path | None) -> Measurable:
+def of_network(opened: OpenedNetwork) -> Measurable:
     """A network of this package."""
     model, config = opened.model, opened.config
     parameters = jax.tree.leaves(nnx.state(model, nnx.Param))
@@ -111,7 +99,7 @@ def of_network(opened: OpenedNetwork, path: Path | None) -> Measurable:
         preprocessing=config.preprocessing,
         num_classes=config.num_classes,
         class_names=config.class_names,
-        file=path / WEIGHTS_NAME if path is not None and path.is_dir() else path,
+        file=opened.file,
         parameters=sum(int(np.prod(leaf.shape)) for leaf in parameters),
         described={"kind": "aa_flax", "spec": config.model, "pad_type": config.pad_type, "options": config.options},
     )
