@@ -15,7 +15,7 @@ from train.errors import CommandError
 from train.fit.command import parse
 from train.fit.config import NetworkConfig, TrainConfig, validate
 from train.fit.distributed import LaunchConfig, check_batch
-from train.fit.optim import OptimConfig, learning_rate
+from train.fit.optim import OptimConfig, learning_rate, lps_temperature
 from train.fit.presets import preset
 from train.fit.record import FILE_NAME, Record, differences, plain, read_record, write_record
 from train.fit.rundir import claimed, default_run_dir, leave_record, may_continue
@@ -109,6 +109,15 @@ def test_a_schedule_may_have_traced_numbers():
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-8)
 
 
+def test_the_temperature_follows_straight_lines():
+    config = parse(["--net.downsample", "lps", "--optim.lps-temperature", "1", "1", "3", "0.5", "4", "0.1"], "fit")
+    validate(config)
+    temperature = lps_temperature(config.optim, steps_per_epoch=10)
+    found = [float(temperature(step)) for step in (0, 10, 20, 30, 35, 40, 90)]
+    np.testing.assert_allclose(found, [1, 1, 0.75, 0.5, 0.3, 0.1, 0.1], rtol=1e-6)
+    assert float(lps_temperature(OptimConfig(), steps_per_epoch=10)(77)) == 1
+
+
 WRONG = [
     (("--optim.lr", "-1"), "--optim.lr is -1.0, but must be a positive number"),
     (("--optim.lr", "nan"), "--optim.lr is nan"),
@@ -136,6 +145,14 @@ WRONG = [
     (("--recalibrate-bn", "0", "--init", "x"), "--recalibrate-bn is 0"),
     (("--recalibrate-bn", "4", "--init", "x", "--net.frozen-bn"), "exclude each other"),
     (("--net.drop-rate", "0.5"), "drop_rate"),
+    (("--optim.lps-temperature", "0", "0.5"), "--optim.lps-temperature is for --net.downsample lps"),
+    *(
+        (
+            ("--net.downsample", "lps", "--optim.lps-temperature", *points.split()),
+            f"--optim.lps-temperature is {points},",
+        )
+        for points in ("0 1 5 0", "5 1 2 0.5", "0 1 0 0.5", "0 nan")
+    ),
     (("--net.width-mult", "0"), "--net.width-mult is 0.0"),
     (("--coordinator", "localhost:1"), "--coordinator, --num-processes and --process-id need --distributed"),
     (("--distributed", "--coordinator", "localhost:1"), "give all or none"),

@@ -11,6 +11,7 @@ from flax import nnx
 from jax.sharding import AxisType
 from jax.tree_util import Partial
 
+from aa_flax.downsample import LearnablePolyphase
 from aa_flax.models.batch_norm import BatchNorm
 from train.data import Augmentation
 from train.data.augment import augment
@@ -30,6 +31,20 @@ from train.fit.step import (
 
 BATCH, SIZE, CLASSES = 16, 8, 5
 OPTIM = OptimConfig(lr=0.1, schedule="constant")
+
+
+class Choosing(nnx.Module):
+    """Learnable polyphase sampling between two layers."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.conv = nnx.Conv(3, 4, (3, 3), rngs=rngs)
+        self.down = LearnablePolyphase(4, rngs=rngs)
+        self.fc = nnx.Linear(4, CLASSES, rngs=rngs)
+
+    def __call__(self, x, *, rngs=None):
+        x = self.conv(x)
+        return self.fc(jax.nn.relu(self.down(x, self.down.choose(x, rngs=rngs))).mean((1, 2)))
 
 
 class Tiny(nnx.Module):
@@ -95,6 +110,19 @@ def test_eight_devices_make_the_update_of_one():
     np.testing.assert_allclose(together, alone, rtol=1e-5)
     assert_close(final_together, final_alone)
     assert alone[-1] != alone[0]
+
+
+def test_a_temperature_follows_the_step_and_the_noise_is_that_of_any_devices():
+    """It is part of the state, and the update is that of the layer with this temperature."""
+    step, state = build(Choosing(), temperature=lambda step: 1 / (1 + step.astype(jnp.float32)))
+    alone, final_alone = train(step, state, place(1))
+    together, final_together = train(step, state, place(8))
+    np.testing.assert_allclose(together, alone, rtol=1e-5)
+    assert_close(final_together, final_alone)
+    assert float(final_alone.stats["down"]["temperature"]) == 0.25
+    constant, _ = train(*build(Choosing()), place(1))
+    assert constant[0] == alone[0]
+    assert abs(constant[1] - alone[1]) > 1e-6
 
 
 def test_the_state_is_donated_and_stays_float32():
