@@ -109,7 +109,7 @@ def _index(value: Any) -> int | None:
         return None
 
 
-def one_of(argument: str, value: Text, choices: Sequence[Text]) -> Text:
+def one_of(argument: str, value: Text, choices: Sequence[str]) -> Text:
     """The value of an argument that has to be one of some words; ValueError if it is none."""
     if value not in choices:
         raise ValueError(f"{argument} must be one of {', '.join(choices)}, got {value!r}")

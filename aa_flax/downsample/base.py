@@ -59,7 +59,10 @@ class Choice:
     @property
     def batch(self) -> tuple[int, ...]:
         """The shape of the batch that it was made for."""
-        return self.weights.shape[1:] if self.index is None else self.index.shape
+        if self.index is not None:
+            return self.index.shape
+        assert self.weights is not None
+        return self.weights.shape[1:]
 
 
 class Downsample(nnx.Module):

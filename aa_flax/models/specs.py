@@ -121,7 +121,7 @@ def _is_like(value: Any, default: Any) -> bool:
 def lost_exactness(spec: ModelSpec) -> str | None:
     """A line about a circular network whose way to subsample promises the same answer to rolled images, if another
     option breaks that promise; None otherwise."""
-    options = default_options(spec.name) | dict(spec.options)
+    options: dict[str, Any] = default_options(spec.name) | dict(spec.options)
     if spec.filter_size is None or not (options["circular"] and METHODS[options["downsample"]].exact):
         return None
     needed = []
