@@ -65,7 +65,7 @@ class AdaptivePolyphase(Downsample):
         self.filter_size = whole_number("filter_size", filter_size)
         self.stride = per_axis("stride", stride, spatial_dims)
         self.pad_type = blurpool.canonical_pad_type(pad_type)
-        self.criterion = one_of("criterion", criterion, [c for c in CRITERIA if c != "sum"])
+        self.criterion: Criterion = one_of("criterion", criterion, [c for c in CRITERIA if c != "sum"])
         self.choose_on = one_of("choose_on", choose_on, get_args(ChooseOn))
         self.end_pad_type = self.pad_type if end_pad_type is None else blurpool.canonical_pad_type(end_pad_type)
 
