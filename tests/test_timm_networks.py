@@ -166,6 +166,7 @@ def test_what_still_aliases_is_blurred_by_antialias(name, option, places, tmp_pa
     model = converted(name)
     further, report = aa_flax.antialias(model, 5)
     assert [change.path for change in report.antialiased] == places
+    assert model.spec is not None
     assert further.spec == specs.with_options(model.spec, **{option: 5})
     aa_flax.save_pretrained(further, tmp_path)
     loaded = aa_flax.load_pretrained(tmp_path)

@@ -110,7 +110,8 @@ def test_files_of_timm_load_and_go_back(name: str, ending: str, tmp_path: Path):
 @pytest.mark.parametrize("name", ["resnetaa50", "resnetaa34d"])
 def test_images_are_refused_that_timm_cannot_take(name: str):
     """Networks that average: where timm's sums of maps of two sizes fail, and nowhere else."""
-    net, model = oracles.timm_network(name), abstract_model(name, depths=(1, 1, 1, 1))
+    net: Any = oracles.timm_network(name)
+    model = abstract_model(name, depths=(1, 1, 1, 1))
     model.eval()
 
     def takes(function: Callable[[], Any]) -> bool:
