@@ -88,7 +88,7 @@ def test_a_run_is_made_measured_and_written(tmp_path, monkeypatch):
     assert len(runner._sweep._programs) == 1
 
 
-class Scribe:
+class Scribe(Runner):
     """A runner that only notes what is asked of it."""
 
     def __init__(self):
@@ -195,3 +195,14 @@ def test_tables_take_their_place_in_the_page(tmp_path, capsys):
         tables.put_into(page, "x")
     with pytest.raises(ValueError, match="line 1: not a run of"):
         tables.read(write(tmp_path / "other.jsonl", [{"model": "resnet18"}]))
+
+
+def test_the_page_holds_the_tables_of_the_raw_results():
+    docs = Path(__file__).parents[1] / "docs"
+    page = (docs / "results-methods.md").read_text()
+    for name, common in {"methods": Terms(), "methods-small": SMALL}.items():
+        path = docs / "results" / f"{name}.jsonl"
+        runs = tables.read(path)
+        assert sum(map(len, runs.values())) == len(read(path, common)) == len(path.read_text().splitlines())
+        assert tables.terms(path, runs) in page
+        assert all(tables.table(runs, model) in page for model, _ in runs)
