@@ -24,6 +24,7 @@ def gflops(spec: str, side: int = 224, **options) -> float:
     graphdef, state = nnx.split(model)
     image = jax.ShapeDtypeStruct((1, side, side, 3), "float32")
     cost = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x)).lower(state, image).cost_analysis()
+    assert cost is not None
     return cost["flops"] / 1e9
 
 
