@@ -34,7 +34,6 @@ class Method(NamedTuple):
         title: what tables call it.
         taps: suffix of the network's name.
         options: those of `NetworkConfig` that make it.
-        rate: factor on the common learning rate, where that is none to train with.
         cooled: whether the choice of samples hardens: a temperature falls from 1 to a tenth in the course of the run.
         models: the networks that have it; None for all.
     """
@@ -42,7 +41,6 @@ class Method(NamedTuple):
     title: str
     taps: str
     options: Mapping[str, Any] = {}
-    rate: float = 1.0
     cooled: bool = False
     models: tuple[str, ...] | None = None
 
@@ -57,7 +55,7 @@ METHODS: dict[str, Method] = {
     "lps": Method("LPS", "_lpf1", {"downsample": "lps"}, cooled=True),
     "ddac": Method("DDAC, 3 taps", "_lpf3", {"downsample": "ddac"}),
     "ideal": Method("ideal low-pass", "_lpf4", {"downsample": "ideal"}),
-    "alias_free": Method("alias-free", "_lpf4", ALIAS_FREE, rate=0.1, models=("resnet18",)),
+    "alias_free": Method("alias-free", "_lpf4", ALIAS_FREE, models=("resnet18",)),
 }
 MODELS = ("resnet18", "mobilenet_v2")
 
@@ -115,8 +113,8 @@ def config_of(cell: Cell, terms: Terms, data: DataConfig) -> TrainConfig:
         epochs=terms.epochs,
         dtype=terms.dtype,
         data=data,
-        # The square in the alias-free activation lets the sums of residual blocks grow without bound at long steps.
-        optim=dataclasses.replace(recipe.optim, lr=recipe.optim.lr * method.rate, clip_norm=5.0, **cooling),
+        # For the alias-free activation, whose square can make single gradients large; on equal terms for all.
+        optim=dataclasses.replace(recipe.optim, clip_norm=5.0, **cooling),
         net=NetworkConfig(circular=True, pad_type="circular", stem_stride=1, **method.options),
     )
 
