@@ -17,8 +17,10 @@ from aa_flax.consistency import Result
 from aa_flax.weights.config import Preprocessing
 from tests.test_report import Reader
 from train.__main__ import main
-from train.compare import measuring
-from train.compare.report import MARK, Comparison, Row, build
+from train.compare import answers, measuring
+from train.compare.comparison import Comparison, Row
+from train.compare.report import build
+from train.compare.tables import MARK
 from train.data import ImageFolder
 from train.errors import CommandError
 from train.measurable.network import Measurable
@@ -40,7 +42,7 @@ def other_pixel(images) -> np.ndarray:
 
 def first(images) -> np.ndarray:
     """Always the same answer."""
-    return np.tile(np.float32([3, 2, 1]), (len(images), 1))
+    return np.tile(np.array([3, 2, 1], np.float32), (len(images), 1))
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +76,17 @@ def fn(name: str, more: str = "") -> str:
     return f"fn:tests.test_compare:{name}{TOLD}+name={name}{more}"
 
 
-def test_figures_are_those_of_evaluate_and_photos_are_decoded_once(photos, weights, tmp_path, monkeypatch, capsys):
+def assert_as_evaluate(found: dict, name: str, photos: Path, report: Path, *words: str) -> None:
+    """The figures and answers of one network are those that `evaluate` writes of it alone."""
+    assert main(["evaluate", "--data", str(photos), "--output", str(report), *words]) == 0
+    alone = json.loads(report.read_text())
+    network = next(each for each in found["networks"] if each["model"] == name)
+    for protocol in ("accuracy", "crop"):
+        assert network["protocols"][protocol] == alone["protocols"][protocol]
+        assert network["per_image"][protocol]["predictions"] == alone["per_image"][protocol]["predictions"]
+
+
+def test_figures_are_those_of_evaluate_and_photos_are_decoded_once(photos, tmp_path, monkeypatch, capsys):
     read: list[int] = []
     decode = ImageFolder.__getitem__
 
@@ -83,31 +95,25 @@ def test_figures_are_those_of_evaluate_and_photos_are_decoded_once(photos, weigh
         return decode(self, index)
 
     monkeypatch.setattr(ImageFolder, "__getitem__", counted)
-    found = compare(photos, tmp_path / "out", fn("pixel"), fn("other_pixel"), str(weights))
+    resized = fn("first").replace("+resize=40", "+resize=36")
+    found = compare(photos, tmp_path / "out", fn("pixel"), fn("other_pixel"), resized)
     readable = set(range(70)) - {ImageFolder(photos).labels.tolist().index(1) + 1}
     assert {index: read.count(index) for index in readable} == dict.fromkeys(readable, 1)
     monkeypatch.undo()
-    printed = capsys.readouterr().out
-    assert "3 networks on 69 photos" in printed
+    assert "3 networks on 69 photos" in capsys.readouterr().out
     assert found["unreadable"] == {"b/04.png": "not an image that Pillow knows"}
-    options = {"pixel": ["--fn", "tests.test_compare:pixel", "--size", "32", "--resize", "40"]}
-    options["mobilenet_v2_lpf3"] = ["--weights", str(weights)]
-    networks = {each["model"]: each for each in found["networks"]}
-    for name, words in options.items():
-        report = tmp_path / "report.json"
-        # The batch of the comparison where programs are dear, another one where they are not.
-        batch = "16" if name.startswith("mobilenet") else "8"
-        command = ["evaluate", "--data", str(photos), "--output", str(report), "--batch-size", batch, *words]
-        assert main(command) == 0
-        alone = json.loads(report.read_text())
-        for protocol in ("accuracy", "crop"):
-            assert networks[name]["protocols"][protocol] == alone["protocols"][protocol]
-            seen = networks[name]["per_image"][protocol]
-            assert seen["predictions"] == alone["per_image"][protocol]["predictions"]
+    words = ("--fn", "tests.test_compare:pixel", "--size", "32", "--resize", "40", "--batch-size", "8")
+    assert_as_evaluate(found, "pixel", photos, tmp_path / "report.json", *words)
+
+
+@pytest.mark.slow
+def test_a_network_of_this_package_has_the_figures_of_evaluate(photos, weights, tmp_path):
+    found = compare(photos, tmp_path / "out", fn("pixel"), str(weights))
+    words = ("--weights", str(weights), "--batch-size", "16")
+    assert_as_evaluate(found, "mobilenet_v2_lpf3", photos, tmp_path / "report.json", *words)
     model = aa_flax.load_pretrained(weights)
-    assert networks["mobilenet_v2_lpf3"]["parameters"] == sum(
-        np.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))
-    )
+    parameters = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    assert next(each for each in found["networks"] if each["model"] != "pixel")["parameters"] == parameters
 
 
 def test_what_is_kept_is_not_measured_again(photos, tmp_path, monkeypatch):
@@ -265,6 +271,6 @@ def test_too_many_unreadable_photos_end_it(photos, tmp_path, capsys):
 
 
 def test_results_of_no_readable_photo_are_an_error(photos, tmp_path):
-    entrant = measuring.Entrant(three().rows[0].network, ImageFolder(photos), {}, tmp_path)
+    entrant = answers.Entrant(three().rows[0].network, ImageFolder(photos), {}, tmp_path)
     with pytest.raises(CommandError, match="no photo could be read"):
-        measuring.results(entrant)
+        answers.results(entrant)

@@ -15,9 +15,15 @@ from rich.table import Table
 
 from aa_flax.files import write_atomically
 from aa_flax.printable import printable
+from train.compare.answers import Entrant, enter, results
+from train.compare.comparison import Comparison, Row
 from train.compare.entrants import open_all
-from train.compare.measuring import Entrant, Settings, enter, measure_all, results, time_all
-from train.compare.report import MARK, RISK, Comparison, Row, as_json, build, title_of
+from train.compare.measuring import measure_all
+from train.compare.record import as_json
+from train.compare.report import build
+from train.compare.settings import Settings
+from train.compare.tables import MARK
+from train.compare.timing import time_all
 from train.console import open_console, progress
 from train.errors import CommandError
 from train.page.forms import write_page
@@ -137,16 +143,16 @@ def _print(found: Comparison, console: Console) -> None:
     table.add_column("network", overflow="fold")
     shown = ["accuracy", *([found.consistency] if found.consistency else [])]
     for name in shown:
-        title = title_of(found.rows[0].results[name]).lower()
+        title = found.title(name).lower()
         table.add_column(f"{title}\nminus the first", justify="right", no_wrap=True)
     for number, (row, ahead) in enumerate(zip(found.rows, found.ahead, strict=True)):
         cells = [f"{row.name}{' ^' if ahead else ''}"]
         for name in shown:
             text = spread(row.results[name])
             if number:
-                pair = found.differences[name][0, number]
-                beyond = MARK if found.adjusted[name, 0, number] < RISK else " "
-                text += f" \n{signed(-pair.value)} ± {pair.stderr:.2f}{beyond}"
+                pair = found.minus(name, number, 0)
+                beyond = MARK if found.beyond(name, number, 0) else " "
+                text += f" \n{signed(pair.value)} ± {pair.stderr:.2f}{beyond}"
             cells.append(text)
         table.add_row(*cells)
     console.print(table)
