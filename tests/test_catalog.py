@@ -136,6 +136,8 @@ def test_lists():
 def test_what_is_not_published_lists_what_is():
     with pytest.raises(ValueError, match=r"nothing is published for resnet50_lpf7; .*resnet50_lpf4\.finetuned"):
         catalog.find("resnet50_lpf7")
+    with pytest.raises(ValueError, match=r"nothing is published for mobilenetv4_conv_aa_medium; .*list_pretrained"):
+        catalog.find("mobilenetv4_conv_aa_medium")
     with pytest.raises(ValueError, match=r"nothing is published for resnet50_lpf3\.finetuned"):
         catalog.find("resnet50_lpf3.finetuned")
     with pytest.raises(ValueError, match="did you mean resnet50"):

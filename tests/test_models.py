@@ -157,6 +157,8 @@ def test_specs(spec, parsed):
     [
         ("resnet5", {}, ValueError, "resnet5.*did you mean.*resnet50"),
         ("yolo", {}, ValueError, "yolo.*list_models"),
+        ("resnetaa50.a1h_in1k", {}, ValueError, "names weights, for aa_flax.load_pretrained; .* alone is 'resnetaa50'"),
+        ("resnet51.a1h_in1k", {}, ValueError, "unknown network 'resnet51'"),
         ("resnet50_lpf0", {}, ValueError, "at least 1"),
         ("resnet50_lpf3", {"filter_size": 4}, ValueError, "filter_size=4 contradicts"),
         ("resnetblur50_lpf4", {}, ValueError, "'resnetblur50_lpf4': resnetblur50 takes no suffix, its name says how"),

@@ -19,9 +19,10 @@ from aa_flax.models.registry import MODELS
 from aa_flax.models.specs import parse_spec, resolve_spec
 from aa_flax.weights.conversion import convert_file
 from aa_flax.weights.names import obtain
+from aa_flax.weights.torch.names import rules
 from tests import formula
 from tests.foreign_networks import run
-from tests.state_files import file_of
+from tests.state_files import file_of, shapes_of
 from tests.torch_format import saved
 from tests.zoo import TIMM
 
@@ -138,6 +139,12 @@ def test_what_does_not_fit_is_refused():
         message = f"^the file does not fit {wrong}: {message}$"
         with pytest.raises(aa_flax.CheckpointError, match=message):
             aa_flax.convert_state_dict(state, wrong, what="the file", **KINDS[wrong])
+    # At full depth even a near relative has most names in common.
+    near = rules(resolve_spec("resnetaa50"), shapes_of(abstract_model("resnetaa50")), set())
+    deep = {rule.key: np.broadcast_to(np.float32(0), rule.torch_shape) for rule in near}
+    message = "^the file does not fit resnetaa50d: .* of the 267 tensors in it have names of this network's; .*$"
+    with pytest.raises(aa_flax.CheckpointError, match=message):
+        aa_flax.convert_state_dict(deep, "resnetaa50d", what="the file")
     with pytest.raises(aa_flax.CheckpointError, match="missing"):
         aa_flax.convert_state_dict({k: v for k, v in state.items() if k != "bn1.bias"}, "resnetblur50", **SHALLOW)
     theirs = file_of("resnet50_lpf3", **SHALLOW)

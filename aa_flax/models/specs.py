@@ -39,6 +39,10 @@ def parse_spec(spec: str) -> tuple[str, int | None]:
         ValueError: for an unknown name (close ones are listed), a filter size below 1, or a suffix behind a name that
             takes none.
     """
+    network, point, _ = spec.partition(".")
+    if point and network:
+        parse_spec(network)
+        raise ValueError(f"{spec!r} names weights, for aa_flax.load_pretrained; the network alone is {network!r}")
     match = re.fullmatch(r"(?P<name>.+?)(?:_lpf(?P<taps>\d+)|_(?P<plain>plain))?", spec)
     name = match["name"] if match else spec
     own = family_of(name, asked=spec).filter_size

@@ -195,7 +195,8 @@ def find(name: str) -> Published:
     if not found:
         model = resolve_spec(asked).name
         listed = ", ".join(e.name for e in published() if e.model == model)
-        raise ValueError(f"nothing is published for {name}; there is {listed or 'nothing for this network'}")
+        instead = f"there is {listed}" if listed else "aa_flax.list_pretrained() has what is"
+        raise ValueError(f"nothing is published for {name}; {instead}")
     return max(found, key=lambda e: (e.top1 or 0, e.consistency or 0, e.training == "finetuned"))
 
 

@@ -145,7 +145,8 @@ class Conversion:
         yield f"  checkpoint  {layout.name} layout, {taps}, sha256 {self.source['sha256'][:16]}…"
         for where, figures in known.metrics.items():
             shown = (f"{name} {value:.2f} %" for name, value in figures.items())
-            yield f"  {where:<11} {known.source.get('training', '')}, {', '.join(shown)}"
+            who, at, size = where.partition(" at ")
+            yield f"  {who:<11} {known.source.get('training', '')}{at}{size}, {', '.join(shown)}"
         yield f"  licence     {license or 'not known; --license records it'}"
         yield f"  network     {parameters:,} parameters, {statistics:,} statistics, {self.spec.num_classes} classes"
         yield f"  written     {directory}{os.sep} ({WEIGHTS_NAME} {megabytes:.1f} MiB, config.json)"

@@ -62,7 +62,9 @@ def test_a_repository_of_timm(name: str, server: Server, tmp_path: Path, capsys:
         aa_flax.load_pretrained(tmp_path / "saved" / "pytorch_model.bin", spec="resnetaa50d")
     out = tmp_path / "converted"
     assert convert_weights.main([name, "--output", str(out), "--verify"]) == 0
-    assert "  verified    " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "  verified    " in printed
+    assert f"\n  published   {entry.training} at 288 pixels, top1 {entry.test_top1:.2f} %, top5 " in printed
     config = aa_flax.read_config(out)
     assert (config.license, config.metrics) == ("Apache-2.0", entry.metrics)
     assert (config.preprocessing, config.test_preprocessing) == (entry.preprocessing, entry.test_preprocessing)

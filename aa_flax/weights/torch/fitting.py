@@ -83,8 +83,8 @@ def check_tensors(
     if hints:
         # Where all fit, the names that do not are no news.
         problems = hints if hints[0].startswith("  all ") else [*hints, *problems]
-    elif 4 * len(apart) > len(expected):
-        # Of another network: lists of all would only say so at length.
+    elif not both or len(apart) > max(16, len(expected) // 10):
+        # Of another network: lists, of eight missing and eight left over at most, would only say so at length.
         raise CheckpointError(f"{what} does not fit {spec}: {_of_another(tensors, expected)}")
     elif not problems:
         bad = [key for key in expected if not np.isfinite(tensors[key]).all()]
