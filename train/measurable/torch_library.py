@@ -111,7 +111,7 @@ def _made(library: str, name: str, weights: Path | None, make: Callable[[bool], 
 
 def _fill(network: Any, path: Path) -> None:
     """Fills a PyTorch network strictly from a file, by the reader that runs nothing of it."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     try:
         arrays = read_torch_checkpoint(path)
@@ -132,7 +132,7 @@ def _fill(network: Any, path: Path) -> None:
 def _measurable(
     network: Any, name: str, expected: Input, weights: Path | None, told: Told, library: ModuleType
 ) -> Measurable:
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     return measurable(
         _runner(network),
@@ -152,7 +152,7 @@ def _measurable(
 
 
 def _runner(network: Any) -> Run:
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # Of GPUs: TensorFloat-32 rounds what float32 is asked for.
