@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from aa_flax.models import densenet, mobilenet, resnet
+from aa_flax.models import dense_block, densenet, mobilenet, resnet
 from aa_flax.weights.mapping import convert_state_dict
 from tests import formula
 from tests.state_files import file_of
@@ -20,7 +20,7 @@ SIZE = (65, 97)
 TOLERANCE = 2e-5
 # Each kind of block and head once; the deeper networks of the same blocks are for `make test-slow`.
 QUICK = {"alexnet", "vgg11_bn", "resnet18", "resnet50", "resnext50_32x4d", "densenet121", "mobilenet_v2"}
-BLOCKS = (resnet.BasicBlock, resnet.Bottleneck, densenet.DenseLayer, densenet.Transition, mobilenet.InvertedResidual)
+BLOCKS = (resnet.BasicBlock, resnet.Bottleneck, dense_block.DenseLayer, densenet.Transition, mobilenet.InvertedResidual)
 CALLS = {block: block.__call__ for block in BLOCKS}
 
 
