@@ -35,7 +35,9 @@ KINDS = {
     "plain": lambda: densenet("densenet121_plain"),
     "anti-aliased": lambda: densenet("densenet121_lpf3"),
     "aps": lambda: densenet("densenet121_lpf3", downsample="aps"),
-    "lps": lambda: densenet("densenet121_lpf3", downsample="lps"),
+    # Without a blur, behind which all phases have the same mean: a head whose ReLUs are all open finds them equal, and
+    # rounding chooses.
+    "lps": lambda: densenet("densenet121_lpf1", downsample="lps"),
     "ddac": lambda: densenet("densenet121_lpf3", downsample="ddac"),
     "dilated": lambda: with_values(lambda: abstract_model("resnet50_lpf3", **DILATED)),
     "folded": lambda: aa_flax.fold_batchnorm(densenet("densenet121_lpf3")),
