@@ -95,6 +95,12 @@ def test_warm_up_rises_linearly_into_a_cosine_that_ends_near_zero():
     np.testing.assert_allclose(found[20:], expected, rtol=1e-4, atol=1e-6)
 
 
+def test_a_warm_up_into_a_parabola_that_ends_near_zero():
+    found = rates(OptimConfig(lr=1.0, schedule="polynomial", warmup_epochs=2), epochs=10)
+    np.testing.assert_allclose(found[:20], np.arange(1, 21) / 20, rtol=1e-5)
+    np.testing.assert_allclose(found[20:], (1 - np.arange(80) / 80) ** 2, rtol=1e-4, atol=1e-6)
+
+
 def test_a_schedule_may_have_traced_numbers():
     config = OptimConfig(lr=0.2, schedule="cosine", warmup_epochs=2)
 
@@ -129,6 +135,11 @@ WRONG = [
     (("--optim.clip-norm", "0"), "--optim.clip-norm is 0.0"),
     (("--optim.warmup-epochs", "99"), "--optim.warmup-epochs is 99.0, but must be from 0 to --epochs (12)"),
     (("--optim.drop-every", "0"), "--optim.drop-every is 0"),
+    (("--optim.scale-lr-to", "0"), "--optim.scale-lr-to is 0"),
+    (("--optim.beta2", "1"), "--optim.beta2 is 1.0"),
+    (("--optim.epsilon", "0"), "--optim.epsilon is 0.0"),
+    (("--optim.trust-coefficient", "-1"), "--optim.trust-coefficient is -1.0"),
+    (("--optim.name", "lamb", "--optim.nesterov"), "--optim.nesterov is for sgd and lars, not lamb"),
     (("--epochs", "0"), "--epochs is 0, but must be at least 1"),
     (("--batch", "0"), "--batch is 0"),
     (("--accumulate", "0"), "--accumulate is 0"),

@@ -7,6 +7,7 @@ updates of a randomly initialised network, which would hide an error in the opti
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from jax.sharding import AxisType
@@ -15,7 +16,7 @@ from jax.tree_util import Partial
 from aa_flax.weights.mapping import convert_state_dict, to_torch_state_dict
 from tests.parity import oracles
 from train.fit.distributed import Placement
-from train.fit.optim import OptimConfig, learning_rate, sgd
+from train.fit.optim import OptimConfig, learning_rate, optimizer, sgd
 from train.fit.step import StepOptions, compile_step, initial_state, make_train_step, split_model
 
 torch = oracles.torch
@@ -112,3 +113,25 @@ def _assert_same_weights(model, state, net) -> None:
             continue
         worst = np.abs(np.asarray(array) - expected[name]).max()
         assert worst <= 1e-8 * max(1.0, np.abs(expected[name]).max()), (name, worst)
+
+
+def test_adamw_is_torch_s():
+    optim = OptimConfig(name="adamw", schedule="constant", lr=2**-7, weight_decay=0.05)
+    random = np.random.default_rng(0)
+    start = {"kernel": random.normal(size=(4, 3)), "bias": random.normal(size=3)}
+    gradients = [{name: random.normal(size=value.shape) for name, value in start.items()} for _ in range(STEPS)]
+    theirs = {name: torch.nn.Parameter(torch.from_numpy(value.copy())) for name, value in start.items()}
+    groups = [{"params": [theirs["kernel"]]}, {"params": [theirs["bias"]], "weight_decay": 0.0}]
+    their_optimizer = torch.optim.AdamW(groups, lr=optim.lr, weight_decay=optim.weight_decay)
+    with jax.enable_x64(True):
+        chosen = optimizer(optim, learning_rate(optim, epochs=1, steps_per_epoch=STEPS))
+        params = jax.tree.map(jnp.asarray, start)
+        state = chosen.init(params)
+        for gradient in gradients:
+            for name, value in theirs.items():
+                value.grad = torch.from_numpy(gradient[name])
+            their_optimizer.step()
+            updates, state = chosen.update(gradient, state, params)
+            params = optax.apply_updates(params, updates)
+        for name, value in theirs.items():
+            np.testing.assert_allclose(params[name], value.detach().numpy(), rtol=0, atol=1e-12)

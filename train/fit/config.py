@@ -211,9 +211,13 @@ _RULES: dict[str, Rule] = {
     "recalibrate_bn": _AT_LEAST_1,
     "log.every": _AT_LEAST_1,
     "optim.lr": _POSITIVE,
+    "optim.scale_lr_to": _AT_LEAST_1,
     "optim.drop_every": _AT_LEAST_1,
     "optim.warmup_epochs": _AT_LEAST_0,
     "optim.momentum": _BELOW_1,
+    "optim.beta2": _BELOW_1,
+    "optim.epsilon": _POSITIVE,
+    "optim.trust_coefficient": _POSITIVE,
     "optim.weight_decay": _AT_LEAST_0,
     "optim.label_smoothing": _BELOW_1,
     "optim.clip_norm": _POSITIVE,
@@ -256,6 +260,8 @@ def _validate_together(config: TrainConfig) -> None:
     warmup = config.optim.warmup_epochs
     if warmup > config.epochs:
         raise CommandError(f"--optim.warmup-epochs is {warmup}, but must be from 0 to --epochs ({config.epochs})")
+    if config.optim.nesterov and config.optim.name not in ("sgd", "lars"):
+        raise CommandError(f"--optim.nesterov is for sgd and lars, not {config.optim.name}: add --optim.no-nesterov")
     points = config.optim.lps_temperature
     epochs = [epoch for epoch, _ in points]
     if not points or any(not 0 < t < math.inf for _, t in points) or epochs != sorted(set(epochs)):

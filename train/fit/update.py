@@ -7,7 +7,7 @@ from jax.sharding import Sharding
 from train.data import Dataset
 from train.data.augment import augment
 from train.fit.config import TrainConfig
-from train.fit.optim import learning_rate, lps_temperature, sgd
+from train.fit.optim import learning_rate, lps_temperature, optimizer, scaled
 from train.fit.step import (
     Prepare,
     StepOptions,
@@ -30,9 +30,10 @@ class Update:
 
     def __init__(self, config: TrainConfig, steps_per_epoch: int):
         self._config = config
-        self._rate = learning_rate(config.optim, epochs=config.epochs, steps_per_epoch=steps_per_epoch)
+        optim = scaled(config.optim, config.batch)
+        self._rate = learning_rate(optim, epochs=config.epochs, steps_per_epoch=steps_per_epoch)
         self._temperature = lps_temperature(config.optim, steps_per_epoch=steps_per_epoch)
-        self._optimizer = sgd(config.optim, self._rate, frozen_norms=config.net.frozen_bn)
+        self._optimizer = optimizer(optim, self._rate, frozen_norms=config.net.frozen_bn)
 
     def start(self, params: Tree, stats: Tree) -> TrainState:
         """The state before the first update."""
