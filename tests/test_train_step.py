@@ -15,14 +15,15 @@ from aa_flax.downsample import LearnablePolyphase
 from aa_flax.models.batch_norm import BatchNorm
 from train.data import Augmentation
 from train.data.augment import augment
+from train.data.mixing import mix
 from train.fit.distributed import Placement
+from train.fit.losses import binary_cross_entropy, cross_entropy
 from train.fit.optim import OptimConfig, learning_rate, sgd
 from train.fit.step import (
     StepOptions,
     TrainState,
     compile_step,
     compile_steps,
-    cross_entropy,
     initial_state,
     make_loss,
     make_train_step,
@@ -207,15 +208,69 @@ def _augmented(images, step, *, augmentation, preprocessing):
     return augment(images, seed=0, step=step, augmentation=augmentation, preprocessing=preprocessing)
 
 
+def soft_labels(count: int) -> np.ndarray:
+    """Shares of two classes each."""
+    random, classes = np.random.default_rng(1), np.eye(CLASSES)
+    share = random.uniform(size=(count, 1))
+    return share * classes[np.arange(count) % CLASSES] + (1 - share) * classes[np.arange(1, count + 1) % CLASSES]
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
 def test_label_smoothing_is_cross_entropy_with_the_mixed_target(smoothing):
     random = np.random.default_rng(0)
     logits, labels = random.normal(size=(6, CLASSES)).astype(np.float32) * 3, np.arange(6) % CLASSES
-    target = (1 - smoothing) * np.eye(CLASSES)[labels] + smoothing / CLASSES
     shifted = logits - logits.max(1, keepdims=True)
-    expected = -(target * (shifted - np.log(np.exp(shifted).sum(1, keepdims=True)))).sum(1).mean()
-    actual = cross_entropy(jnp.asarray(logits), jnp.asarray(labels), smoothing)
-    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+    log_probabilities = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    for given, shares in ((labels, np.eye(CLASSES)[labels]), (soft_labels(6), soft_labels(6))):
+        target = (1 - smoothing) * shares + smoothing / CLASSES
+        expected = -(target * log_probabilities).sum(1).mean()
+        np.testing.assert_allclose(
+            cross_entropy(jnp.asarray(logits), jnp.asarray(given), smoothing), expected, rtol=1e-5
+        )
+
+
+@pytest.mark.parametrize(("smoothing", "threshold"), [(0.0, None), (0.1, None), (0.0, 0.2), (0.1, 0.2)])
+def test_binary_cross_entropy_asks_for_each_class_by_itself(smoothing, threshold):
+    random = np.random.default_rng(0)
+    logits, labels = random.normal(size=(6, CLASSES)).astype(np.float32) * 3, np.arange(6) % CLASSES
+    probability = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    for given, shares in ((labels, np.eye(CLASSES)[labels]), (soft_labels(6), soft_labels(6))):
+        shown = shares if threshold is None else shares > threshold
+        target = (1 - smoothing) * shown + smoothing / CLASSES
+        expected = -(target * np.log(probability) + (1 - target) * np.log(1 - probability)).mean()
+        found = binary_cross_entropy(jnp.asarray(logits), jnp.asarray(given), smoothing, threshold)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_mixing_is_that_of_the_whole_batch_whatever_carries_it_out():
+    """On one device and on eight, in one piece and in micro-batches: the loss is that of the mixture."""
+    rule = Augmentation(mixup=1.0, cutmix=1.0)
+
+    def mixture(images, labels, step):
+        return mix(images, labels, seed=5, step=step, augmentation=rule, num_classes=CLASSES)
+
+    model = Tiny()
+    model.bn.use_running_average = True
+    graphdef, params, stats = split_model(model)
+    batch = data(seed=0)
+    images, shares = mixture(scaled(jnp.asarray(batch["image"]), jnp.int32(0)), batch["label"], 0)
+    expected = cross_entropy(nnx.merge(graphdef, params, stats)(images), shares)
+    alone, _ = train(*build(model, mix=mixture), place(1), count=2)
+    parts, _ = train(*build(model, mix=mixture, accumulate=2), place(8), count=2)
+    np.testing.assert_allclose(alone[0], expected, rtol=1e-5)
+    np.testing.assert_allclose(parts, alone, rtol=1e-5)
+    unmixed, _ = train(*build(model), place(1), count=1)
+    assert abs(unmixed[0] - alone[0]) > 1e-3
+
+
+def test_an_update_can_minimise_each_class_s_own_loss():
+    model = Tiny()
+    model.bn.use_running_average = True
+    graphdef, params, stats = split_model(model)
+    batch = data(seed=0)
+    logits = nnx.merge(graphdef, params, stats)(scaled(jnp.asarray(batch["image"]), jnp.int32(0)))
+    losses, _ = train(*build(model, loss="bce", bce_threshold=0.2), place(1), count=1)
+    np.testing.assert_allclose(losses[0], binary_cross_entropy(logits, jnp.asarray(batch["label"])), rtol=1e-5)
 
 
 def test_cross_entropy_of_bfloat16_logits_is_computed_in_float32():

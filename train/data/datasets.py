@@ -1,8 +1,9 @@
 """`DataConfig`, what a person says about data, and `Dataset`, what `open_dataset` makes of it."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -31,7 +32,13 @@ class DataConfig:
     """Side of the network's input in pixels: 224 (imagenet, synthetic) or 32 if not given."""
     augment: Literal["standard", "no_shift", "none"] = "standard"
     """standard: random resized crop and flip (imagenet), shift by up to 1/8 and flip (cifar10),
-    shift by up to 1/8 (digits). no_shift: no crop or shift. none: nothing at all."""
+    shift by up to 1/8 (digits). no_shift: no crop or shift. none: no flip either."""
+    random_erase: float = 0.0
+    """How often a random rectangle of an image is wiped out, from 0 to 1."""
+    mixup: float = 0.0
+    """Mix each image, and its label, with another: the a of Beta(a, a), from which its share is drawn."""
+    cutmix: float = 0.0
+    """Put a rectangle of another image into each: the a of Beta(a, a). With --data.mixup, one or the other."""
     workers: int = 0
     """Loader processes; 0 decodes in threads of this process. Batches are the same for any."""
     max_bad_fraction: float = 0.01
@@ -62,6 +69,11 @@ class DataConfig:
             raise CommandError(f"--data.image-size is {self.image_size}; it must be at least 1")
         if self.workers < 0:
             raise CommandError(f"--data.workers is {self.workers}; it must be 0 or more")
+        if not 0 <= self.random_erase <= 1:
+            raise CommandError(f"--data.random-erase is {self.random_erase}; it must be from 0 to 1")
+        for name in ("mixup", "cutmix"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise CommandError(f"--data.{name} is {getattr(self, name)}; it must be 0 (off) or more, such as 0.2")
         if not 0 <= self.max_bad_fraction <= 1:
             raise CommandError(f"--data.max-bad-fraction is {self.max_bad_fraction}; it must be from 0 to 1")
         if self.synthetic_size < 4 or self.synthetic_classes < 1:
@@ -73,7 +85,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How training images are varied: the crop on the host, flip and shift on the device.
+    """How training images are varied: the crop on the host, all else on the device.
 
     Attributes:
         random_resized_crop: whether the host cuts torchvision's random rectangle; otherwise it
@@ -81,11 +93,22 @@ class Augmentation:
         flip: whether the device mirrors each image left to right with probability one half.
         shift: the device moves each image by up to this many pixels both ways (reflecting at the
             border); 0 for not at all.
+        random_erase: how often the device wipes a random rectangle out, from 0 to 1.
+        mixup: the device mixes images in shares of Beta(mixup, mixup); 0 for not at all.
+        cutmix: the same of rectangles.
     """
 
     random_resized_crop: bool = False
     flip: bool = False
     shift: int = 0
+    random_erase: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed with one another, and their labels."""
+        return bool(self.mixup or self.cutmix)
 
 
 @dataclass(frozen=True)
@@ -175,10 +198,17 @@ def _imagenet_like(config: DataConfig, train: Source, val: Source, class_names: 
         class_names=class_names,
         # The published networks' rule, kept for other sizes: 224 of 256.
         preprocessing=Preprocessing(resize=round(crop * 256 / 224), crop=crop),
-        augmentation=Augmentation(random_resized_crop=config.augment == "standard", flip=config.augment != "none"),
+        augmentation=_augmentation(
+            config, random_resized_crop=config.augment == "standard", flip=config.augment != "none"
+        ),
         workers=config.workers,
         max_bad_fraction=config.max_bad_fraction,
     )
+
+
+def _augmentation(config: DataConfig, **given: Any) -> Augmentation:
+    """What a kind of data set is varied by, and what the options add to it."""
+    return Augmentation(random_erase=config.random_erase, mixup=config.mixup, cutmix=config.cutmix, **given)
 
 
 def _small(
@@ -201,7 +231,8 @@ def _small(
         num_classes=len(class_names),
         class_names=class_names,
         preprocessing=preprocessing,
-        augmentation=Augmentation(
+        augmentation=_augmentation(
+            config,
             flip=flip and config.augment != "none",
             shift=reflect_margin(preprocessing) if config.augment == "standard" else 0,
         ),

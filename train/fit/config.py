@@ -220,6 +220,7 @@ _RULES: dict[str, Rule] = {
     "optim.trust_coefficient": _POSITIVE,
     "optim.weight_decay": _AT_LEAST_0,
     "optim.label_smoothing": _BELOW_1,
+    "optim.bce_threshold": _BELOW_1,
     "optim.clip_norm": _POSITIVE,
     "optim.ema": (lambda x: 0 < x < 1, "between 0 and 1, such as 0.9999"),
     "net.width_mult": _POSITIVE,
@@ -262,6 +263,8 @@ def _validate_together(config: TrainConfig) -> None:
         raise CommandError(f"--optim.warmup-epochs is {warmup}, but must be from 0 to --epochs ({config.epochs})")
     if config.optim.nesterov and config.optim.name not in ("sgd", "lars"):
         raise CommandError(f"--optim.nesterov is for sgd and lars, not {config.optim.name}: add --optim.no-nesterov")
+    if config.optim.bce_threshold is not None and config.optim.loss != "bce":
+        raise CommandError("--optim.bce-threshold is for --optim.loss bce: give both or neither")
     points = config.optim.lps_temperature
     epochs = [epoch for epoch, _ in points]
     if not points or any(not 0 < t < math.inf for _, t in points) or epochs != sorted(set(epochs)):

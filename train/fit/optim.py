@@ -61,6 +61,13 @@ class OptimConfig:
     label_smoothing: float = 0.0
     """Share of the target spread evenly over the classes, from 0 to below 1."""
 
+    loss: Literal["cross_entropy", "bce"] = "cross_entropy"
+    """cross_entropy of the softmax; bce: binary cross entropy of each class by itself, its mean over the classes."""
+
+    bce_threshold: float | None = None
+    """bce with mixed images: a class counts as wholly there if its share is larger, such as 0.2; otherwise the shares
+    are the targets."""
+
     clip_norm: float | None = None
     """Largest global norm of a gradient; longer ones are scaled down to it."""
 

@@ -1,6 +1,7 @@
 """One update of the weights as a pure function, and that function compiled once for a mesh of devices."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -11,13 +12,14 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
-from aa_flax.dtypes import at_least_float32
+from train.fit.losses import binary_cross_entropy, cross_entropy
 from train.fit.optim import Schedule
 
 Tree = Any
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 Prepare = Callable[[jax.Array, jax.Array], jax.Array]
+Mix = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 TrainStep = Callable[["TrainState", Batch], tuple["TrainState", Metrics]]
 Remat = Literal["none", "keep_convs"]
 METRICS = ("loss", "accuracy", "lr", "grad_norm")
@@ -51,6 +53,9 @@ class StepOptions:
         seed: root of the dropout masks and of other noise in the network; may be traced.
         accumulate: micro-batches whose gradients are averaged into one update.
         label_smoothing: share of the target spread evenly over the classes.
+        loss: `"cross_entropy"`, or `"bce"` for that of each class by itself.
+        bce_threshold: with `"bce"`, see `train.fit.losses.binary_cross_entropy`.
+        mix: `(images, labels, step) -> (images, (N, classes) shares)`, of a whole batch; None to mix none.
         ema: decay of the moving averages per update, None to keep none.
         temperature: that of learnable polyphase sampling as a function of the step; None for networks without.
         remat: `"keep_convs"` stores only what convolutions and matrix products put out and recomputes the
@@ -60,6 +65,9 @@ class StepOptions:
     seed: int | jax.Array = 0
     accumulate: int = 1
     label_smoothing: float = 0.0
+    loss: Literal["cross_entropy", "bce"] = "cross_entropy"
+    bce_threshold: float | None = None
+    mix: Mix | None = None
     ema: float | None = None
     temperature: Schedule | None = None
     remat: Remat = "none"
@@ -79,16 +87,6 @@ def initial_state(
     return TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params), averages)
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
-    """Mean cross entropy, in float32 or wider, of (N, classes) logits and (N,) whole-number labels.
-
-    With smoothing s the target is 1-s on the label plus s/classes on every class, as in PyTorch.
-    """
-    log_probabilities = jax.nn.log_softmax(logits.astype(at_least_float32(logits.dtype)))
-    picked = jnp.take_along_axis(log_probabilities, labels[:, None], axis=-1)[:, 0]
-    return -((1 - smoothing) * picked + smoothing * log_probabilities.mean(-1)).mean()
-
-
 def _is_product(primitive: Any, *_: Any, **__: Any) -> bool:
     return primitive.name in ("conv_general_dilated", "dot_general")
 
@@ -98,15 +96,20 @@ def make_loss(graphdef: nnx.GraphDef, options: StepOptions) -> Callable[..., tup
 
     Returns:
         `(params, stats, images, labels, key) -> (loss, (new stats, accuracy in percent))`, differentiable in the
-        parameters; the key feeds dropout and other noise.
+        parameters; the key feeds dropout and other noise. Labels are whole numbers (N,), or shares (N, classes), of
+        which the largest is what counts as accurate.
     """
+    criterion: Callable[..., jax.Array] = cross_entropy
+    if options.loss == "bce":
+        criterion = functools.partial(binary_cross_entropy, threshold=options.bce_threshold)
 
     def loss(params: Tree, stats: Tree, images: jax.Array, labels: jax.Array, key: jax.Array):
         model = nnx.merge(graphdef, params, stats)
         logits = model(images, rngs=nnx.Rngs(dropout=key))
-        right = jnp.mean(logits.argmax(-1) == labels, dtype=jnp.float32)
+        classes = labels if labels.ndim == 1 else labels.argmax(-1)
+        right = jnp.mean(logits.argmax(-1) == classes, dtype=jnp.float32)
         new_stats = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
-        return cross_entropy(logits, labels, options.label_smoothing), (new_stats, 100 * right)
+        return criterion(logits, labels, options.label_smoothing), (new_stats, 100 * right)
 
     if options.remat == "keep_convs":
         return jax.checkpoint(loss, policy=_is_product)
@@ -137,11 +140,13 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(options.seed), DROPOUT), state.step)
-        images = prepare(batch["image"], state.step)
+        images, labels = prepare(batch["image"], state.step), batch["label"]
+        if options.mix is not None:
+            images, labels = options.mix(images, labels, state.step)
         if options.temperature is not None:
             state = state._replace(stats=with_temperature(state.stats, options.temperature(state.step)))
         value, accuracy, stats, gradient = _accumulated(
-            loss_and_gradient, state, images, batch["label"], key, options.accumulate
+            loss_and_gradient, state, images, labels, key, options.accumulate
         )
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

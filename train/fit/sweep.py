@@ -154,7 +154,8 @@ class Sweep:
         state = self._placement.everywhere(Update(config, program.per_epoch).start(*first))
         update = Partial(program.update, Numbers.of(config))
         # How images are varied is the update's affair.
-        images = dataclasses.replace(config.data, augment="none"), config.batch
+        alike = dataclasses.replace(config.data, augment="none", random_erase=0.0, mixup=0.0, cutmix=0.0)
+        images = alike, config.batch
         feed = open_feed(config, update, program.dataset, self._placement, like=self._feeds.get(images))
         self._feeds[images] = feed
         return state, feed

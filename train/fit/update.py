@@ -6,9 +6,11 @@ from jax.sharding import Sharding
 
 from train.data import Dataset
 from train.data.augment import augment
+from train.data.mixing import mix
 from train.fit.config import TrainConfig
 from train.fit.optim import learning_rate, lps_temperature, optimizer, scaled
 from train.fit.step import (
+    Mix,
     Prepare,
     StepOptions,
     TrainState,
@@ -61,6 +63,9 @@ class Update:
             seed=config.seed,
             accumulate=config.accumulate,
             label_smoothing=config.optim.label_smoothing,
+            loss=config.optim.loss,
+            bce_threshold=config.optim.bce_threshold,
+            mix=mixing(config, dataset) if dataset.augmentation.mixes else None,
             ema=config.optim.ema,
             temperature=self._temperature if config.net.has_temperature else None,
             remat=config.remat,
@@ -82,3 +87,19 @@ def preparation(config: TrainConfig, dataset: Dataset) -> Prepare:
         )
 
     return prepare
+
+
+def mixing(config: TrainConfig, dataset: Dataset) -> Mix:
+    """How the images of a batch, and their labels, are mixed with one another on the devices."""
+
+    def with_neighbours(images: jax.Array, labels: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return mix(
+            images,
+            labels,
+            seed=config.seed,
+            step=step,
+            augmentation=dataset.augmentation,
+            num_classes=dataset.num_classes,
+        )
+
+    return with_neighbours
