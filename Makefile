@@ -13,8 +13,11 @@ ORACLES ?= antialiased-cnns==0.3 torchvision==0.28.0 timm==1.0.31 jaxnn==0.2.0 e
 EXPORTED ?= weights/mobilenet_v2_lpf4-cifar10
 ONNX ?= jax2onnx==0.17.1 onnxruntime==1.32.0 pytest
 TENSORFLOW ?= tensorflow-cpu==2.21.0
+# The TPU's compiler, what the trainer's update imports, and what is compiled: docs/tpu.md.
+TPU ?= jax[tpu]==0.10.2 grain optax pillow rich simplejpeg tyro
+TPU_PROGRAMS ?= --parts --forms antialiased --batch 4
 
-.PHONY: demo pictures test test-slow test-claims test-newest test-tree-mode test-export parity parity-full lint format docs bench wheel clean help
+.PHONY: demo pictures test test-slow test-claims test-newest test-tree-mode test-export parity parity-full lint format docs bench tpu wheel clean help
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -106,6 +109,14 @@ $(VENV)/.docs: pyproject.toml | $(VENV)/.made
 
 bench: $(VENV)/.test ## speed beside every peer that is installed
 	$(PY) -m benchmarks
+
+tpu: ## compile parts of the networks for TPUs, on any machine; TPU_PROGRAMS='--names resnet50' compiles a network
+	$(MAKE) .venv-tpu/.tpu VENV=.venv-tpu
+	.venv-tpu/bin/python -m benchmarks tpu $(TPU_PROGRAMS)
+
+$(VENV)/.tpu: pyproject.toml | $(VENV)/.made
+	$(PY) -m pip install --quiet --editable . $(TPU)
+	touch $@
 
 wheel: | $(VENV)/.made ## build the wheel under dist/
 	$(PY) -m pip wheel --no-deps --wheel-dir dist .

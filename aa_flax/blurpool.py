@@ -114,6 +114,7 @@ class BlurAxis:
         return blur_band(self.size, self.filter_size, self.stride, self.pad_type, self.pad_off)
 
 
+@jax.named_scope("blur")
 def blur_axes(
     x: jax.Array,
     axes: Sequence[int],

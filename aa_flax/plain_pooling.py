@@ -23,6 +23,7 @@ def _larger(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.where(_stays(a, b), a, b)
 
 
+@jax.named_scope("maximum")
 def max_pool(
     x: jax.Array,
     window: int | Sequence[int],

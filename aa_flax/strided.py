@@ -129,6 +129,7 @@ class BlurredConvolution:
         return blur_factors(y, axes, factors, self.filter_size, self.pad_type)
 
 
+@jax.named_scope("maximum")
 def dense_max(x: jax.Array, axes: Sequence[int], window: Sequence[int], pads: Sequence[tuple[int, int]]) -> jax.Array:
     """The maximum over windows one sample apart, along any axes."""
     x = plain_pooling.pad_lowest(x, axes, pads)

@@ -23,7 +23,10 @@ BENCHMARKS = {
     "startup": "import, creation, compilation with and without the persistent cache",
     "consistency": "crops per second of the shift protocols",
     "input_pipeline": "decoding and transforms, against torchvision's loader",
+    "tpu": "networks and parts of them compiled by the TPU's own compiler; only when it is named",
 }
+# Minutes for each program, in an environment of its own (`make tpu`).
+ONLY_BY_NAME = ("tpu",)
 
 USAGE_ERROR = 2
 
@@ -32,7 +35,7 @@ def _overview() -> str:
     width = max(map(len, BENCHMARKS))
     rows = [f"  {name:<{width}}  {summary}" for name, summary in BENCHMARKS.items()]
     last = [
-        "Without a name they run in turn; --smoke checks results and times nothing, of one or of all.",
+        "Without a name all others run in turn; --smoke checks results and times nothing, of one or of all.",
         "`python -m benchmarks NAME --help` lists a benchmark's options.",
     ]
     return "\n".join(["usage: python -m benchmarks [NAME] [OPTIONS]", "", "benchmarks:", *rows, "", *last])
@@ -60,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if named:
         return _run(words[0], words[1:])
     codes = []
-    for name in BENCHMARKS:
+    for name in (name for name in BENCHMARKS if name not in ONLY_BY_NAME):
         print(f"\n== {name}", flush=True)
         codes.append(_run(name, words))
     return max(codes)

@@ -50,6 +50,7 @@ class BatchNorm(nnx.BatchNorm):
         self.var = nnx.BatchStat(jnp.ones(num_features, statistics))
         self.group_size = group_size
 
+    @jax.named_scope("batch_norm")
     def __call__(self, x: jax.Array, use_running_average: bool | None = None, *, mask: None = None) -> jax.Array:
         """Normalises (N, ..., C); in training also updates the running statistics.
 
@@ -153,6 +154,7 @@ class FrozenBatchNorm(BatchNorm):
     parameters by the optimizer.
     """
 
+    @jax.named_scope("batch_norm")
     def __call__(self, x: jax.Array, use_running_average: bool | None = None, *, mask: None = None) -> jax.Array:
         assert self.scale is not None
         assert self.bias is not None
