@@ -22,14 +22,17 @@ order of these numbers, by definition). Padded images are dropped from the array
 
 `fn` is one of
 
-- an `nnx.Module`: measured in eval mode whatever its own mode, compiled here;
+- an `nnx.Module`, or a method of one, such as `network.features`: measured in eval mode whatever its
+  own mode, compiled here;
 - a `jax.tree_util.Partial(function, arrays...)`: compiled here together with the shifts, which one
   `lax.map` runs in pieces of `device_batch` crops; its arrays are arguments, so changed weights
   need no new compilation (what the function closes over beyond them is frozen at the first call);
 - any other callable, called as it is with a `jax.Array` of at most `device_batch` crops: jit it
   yourself. It need not be JAX: what it returns is read with `np.asarray`.
 
-`Video` measures the frames of one video, in their order: how often neighbours are predicted differently.
+`Equivariance` measures functions of images to maps, `fn(images) -> (N, h, w, C)`: how far the map of a shifted image
+is from the shifted map. `Video` measures the frames of one video, in their order: how often neighbours are predicted
+differently.
 
 `preprocess` (for instance `Normalise()`) is applied to the crops before `fn`. The docs page
 docs/measuring.md defines every protocol and says what it does not say.
@@ -44,6 +47,7 @@ from typing import TYPE_CHECKING, Any
 from aa_flax.consistency.by_distance import Distance, agreement_by_distance
 from aa_flax.consistency.fixed import Accuracy, Diagonal, Exact, FractionalWorst, WorstCase
 from aa_flax.consistency.from_centre import Unshifted
+from aa_flax.consistency.maps import Equivariance
 from aa_flax.consistency.paired import Difference, difference, holm
 from aa_flax.consistency.pairs import Circular, Crop, Fractional, Pairs, Zhang2019
 from aa_flax.consistency.protocol import ShiftProtocol, gather
@@ -109,6 +113,7 @@ __all__ = [
     "Diagonal",
     "Difference",
     "Distance",
+    "Equivariance",
     "Estimate",
     "Exact",
     "Fractional",

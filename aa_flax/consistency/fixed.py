@@ -8,7 +8,8 @@ import numpy as np
 
 from aa_flax.consistency.pairs import centred_window
 from aa_flax.consistency.protocol import Arrays, PerImage, ShiftProtocol, require_at_least, require_room
-from aa_flax.consistency.sweep import Readout, View, read_probabilities, read_ranks
+from aa_flax.consistency.readouts import read_probabilities, read_ranks
+from aa_flax.consistency.sweep import Readout, View
 from aa_flax.consistency.views import FourierShifted, Size, Window, centre
 
 

@@ -1,4 +1,4 @@
-"""The protocol that compares shifted views with the unshifted one: their predictions and probabilities."""
+"""Protocols that compare shifted views with the unshifted one: what they have in common, and that for answers."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
@@ -8,20 +8,16 @@ import numpy as np
 from aa_flax.consistency.fixed import centre_window
 from aa_flax.consistency.pairs import generators
 from aa_flax.consistency.protocol import Arrays, Look, PerImage, ShiftProtocol, require_at_least, require_room
-from aa_flax.consistency.sweep import Predictor, View, read_predictions, read_probabilities
+from aa_flax.consistency.readouts import read_predictions, read_probabilities
+from aa_flax.consistency.sweep import Predictor, View
 from aa_flax.consistency.views import FourierShifted, Rolled, Size
 
 Shift = Literal["crop", "circular", "fractional"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unshifted(ShiftProtocol):
-    """How often a shifted view gets the answer of the unshifted one.
-
-    The part "probability_change" is by how much the probability of that answer changes, whichever
-    way, in points, on average. Arrays, each (images, draws + 1) with the unshifted view first:
-    "predictions", "probability" (of the class predicted for the unshifted view), and "offsets",
-    (images, draws + 1, 2).
+class FromCentre(ShiftProtocol):
+    """Shifted views of an image beside the unshifted one, which comes first.
 
     Args:
         shift: `crop` cuts another crop out of the image, `circular` rolls the centre crop, both by
@@ -31,8 +27,6 @@ class Unshifted(ShiftProtocol):
         draws: shifts drawn for each image.
         seed: of the random shifts.
     """
-
-    name: ClassVar[str] = "unshifted"
 
     shift: Shift = "crop"
     max_shift: float = 4
@@ -67,13 +61,26 @@ class Unshifted(ShiftProtocol):
             drawn = [rng.integers(-round(reach), round(reach) + 1, shape) for rng in generators(self.seed, index)]
         return np.stack([np.concatenate([np.zeros((1, 2), each.dtype), each]) for each in drawn])
 
+    def arrange(self, seen: PerImage, offsets: np.ndarray) -> PerImage:
+        return {**seen, "offsets": offsets}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unshifted(FromCentre):
+    """How often a shifted view gets the answer of the unshifted one.
+
+    The part "probability_change" is by how much the probability of that answer changes, whichever
+    way, in points, on average. Arrays, each (images, draws + 1) with the unshifted view first:
+    "predictions", "probability" (of the class predicted for the unshifted view), and "offsets",
+    (images, draws + 1, 2).
+    """
+
+    name: ClassVar[str] = "unshifted"
+
     def observe(self, look: Look, fn: Predictor, images: Any, offsets: np.ndarray, labels: Any) -> PerImage:
         first = look(fn, images, offsets[:, :1], labels, readout=read_predictions)["predictions"][:, 0]
         seen = look(fn, images, offsets, first, readout=read_probabilities)
         return {name: seen[name] for name in ("predictions", "probability")}
-
-    def arrange(self, seen: PerImage, offsets: np.ndarray) -> PerImage:
-        return {**seen, "offsets": offsets}
 
     def reduce(self, arrays: Arrays) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         predictions, probability = arrays["predictions"], arrays["probability"].astype(np.float64)

@@ -9,17 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aa_flax.consistency.readouts import NOT_A_NUMBER, UNKNOWN_LABEL, read_predictions
 from aa_flax.consistency.result import Result
-from aa_flax.consistency.sweep import (
-    NOT_A_NUMBER,
-    UNKNOWN_LABEL,
-    Predictor,
-    Preprocess,
-    Readout,
-    View,
-    read_predictions,
-    sweep,
-)
+from aa_flax.consistency.sweep import Predictor, Preprocess, Readout, View, sweep
 from aa_flax.consistency.views import Size
 from aa_flax.meshes import take_rows
 
@@ -84,6 +76,20 @@ class ShiftProtocol:
         del offsets
         return seen
 
+    def refuse_failures(self, arrays: Arrays) -> None:
+        """ValueError where the network has given no answer, which would pass for a stable one."""
+        predictions = arrays["predictions"].reshape(len(arrays["index"]), -1)
+        for code, said in (
+            (NOT_A_NUMBER, "the network returned NaN"),
+            (UNKNOWN_LABEL, "the label is none of the network's classes"),
+        ):
+            rows = np.flatnonzero((predictions == code).any(axis=1))
+            if len(rows):
+                first = f"index {arrays['index'][rows[0]]}"
+                if code == UNKNOWN_LABEL:
+                    first += f" and label {arrays['labels'][rows[0]]}"
+                raise ValueError(f"{said} for {len(rows)} images, the first with {first}")
+
     def reduce(self, arrays: Arrays) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """The percentage of each image, and further percentages of each image by name."""
         raise NotImplementedError
@@ -136,7 +142,7 @@ class ShiftProtocol:
             ValueError: no image; a network that returned NaN; a label outside its classes.
         """
         arrays = {name: np.asarray(array) for name, array in arrays.items()}
-        _refuse_failures(arrays)
+        self.refuse_failures(arrays)
         percent, parts = self.reduce(arrays)
         return Result.of(percent, parts, arrays, protocol=self.name, quantity=self.quantity, settings=self.settings())
 
@@ -226,17 +232,3 @@ def _numbers(name: str, given: Any, count: int) -> Any:
     if array.shape != (count,) or not jnp.issubdtype(array.dtype, jnp.integer):
         raise ValueError(f"{name} must be {count} integers, one for each image; got {array.dtype} {array.shape}")
     return array
-
-
-def _refuse_failures(arrays: Arrays) -> None:
-    predictions = arrays["predictions"].reshape(len(arrays["index"]), -1)
-    for code, said in (
-        (NOT_A_NUMBER, "the network returned NaN"),
-        (UNKNOWN_LABEL, "the label is none of the network's classes"),
-    ):
-        rows = np.flatnonzero((predictions == code).any(axis=1))
-        if len(rows):
-            first = f"index {arrays['index'][rows[0]]}"
-            if code == UNKNOWN_LABEL:
-                first += f" and label {arrays['labels'][rows[0]]}"
-            raise ValueError(f"{said} for {len(rows)} images, the first with {first}")
