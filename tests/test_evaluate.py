@@ -16,6 +16,7 @@ from jax.tree_util import Partial
 from PIL import Image
 
 import aa_flax
+from aa_flax.consistency import Equivariance, Normalise
 from aa_flax.models.abstract import abstract_model
 from aa_flax.models.specs import resolve_spec
 from aa_flax.weights.config import Preprocessing, PretrainedConfig, dump_config
@@ -267,6 +268,30 @@ def test_the_table_says_what_each_number_is(photos, weights, tmp_path, capsys):
     assert report["protocols"].keys() == {*names.split(",")}
 
 
+def test_how_the_last_map_moves_is_what_the_library_measures(photos, weights, tmp_path, capsys):
+    output = tmp_path / "report.json"
+    command = ["evaluate", "--data", str(photos.root), "--weights", str(weights), "--output", str(output)]
+    options = ["--protocols", "accuracy", "--equivariance", "circular", "--seed", "3"]
+    assert main([*command, *options, "--batch-size", "16"]) == 0
+    rows = [line.split("│")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    error = "equivariance error, circular"
+    parts = ["equivariance, circular, were the map to stay", "equivariance, circular, signal to noise, dB"]
+    assert rows == ["top-1 accuracy", "top-5 accuracy", error, *parts]
+    report = json.loads(output.read_text())
+    assert report["consistency"] == {}
+    images = np.stack(
+        [np.asarray(Image.open(photos.path(i)).resize((54, 40), Image.Resampling.BILINEAR)) for i in range(13)]
+    )
+    maps = as_function(aa_flax.load_pretrained(weights), "features")
+    protocol = Equivariance(crop=32, seed=3)
+    want = protocol.measure(maps, images[:, :, 7:47], preprocess=Normalise(RULE.mean, RULE.std))
+    found = report["protocols"]["equivariance_circular"]
+    assert found["settings"] == {**protocol.settings(), "crop": 32}
+    assert found["value"] == pytest.approx(want.value, rel=1e-4)
+    assert report["per_image"]["equivariance_circular"]["noise"] == pytest.approx(want.arrays["noise"], rel=1e-3)
+    assert found["parts"].keys() == {"unmoved", "argmax_agreement", "snr_db"}
+
+
 def test_unbalanced_photos_have_their_accuracy_by_class(weights, tmp_path, capsys):
     root, output = tmp_path / "photos", tmp_path / "report.json"
     write_photos(root, 12)
@@ -404,6 +429,16 @@ def test_pictures_that_cannot_be_kept_cost_no_figures(photos, weights, tmp_path,
             "--save-images .*pyproject.toml is a file",
         ),
         (["--data", "PHOTOS", "--weights", "WEIGHTS", "--seed", "-1"], "--seed is -1"),
+        (
+            ["--data", "PHOTOS", "--weights", "WEIGHTS", "--equivariance", "odd"],
+            "--equivariance odd: shift='odd': must",
+        ),
+        (["--data", "PHOTOS", "--weights", "WEIGHTS", "--equivariance", ","], "--equivariance is empty; there are"),
+        (["--data", "PHOTOS", "--weights", "WEIGHTS", "--equivariance", "crop"], "maps of 1x1 for crops of 32x32"),
+        (
+            ["--data", "PHOTOS", "--fn", "tests.test_evaluate:brightest", "--equivariance", "circular"],
+            "--equivariance is for networks of this package, and --fn is none",
+        ),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_two(photos, weights, capsys, options, message):

@@ -149,11 +149,11 @@ def _named(option: str) -> Iterator[None]:
         raise CommandError(f"{option}: {' '.join(str(error).split())}") from error
 
 
-def as_function(model: nnx.Module) -> Partial:
-    """A network as measurements take it: a function of arrays, with its weights as arguments."""
+def as_function(model: nnx.Module, method: str = "__call__") -> Partial:
+    """A network, or a method of it, as measurements take it: a function of arrays, with its weights as arguments."""
     graph, state = nnx.split(model)
 
     def forward(arrays: Any, images: jax.Array) -> Any:
-        return nnx.merge(graph, arrays)(images)  # type: ignore[operator]
+        return getattr(nnx.merge(graph, arrays), method)(images)
 
     return Partial(forward, nnx.as_pure(state))

@@ -12,11 +12,12 @@ import tyro
 
 from aa_flax.consistency import ShiftProtocol
 from aa_flax.files import write_atomically
-from aa_flax.weights.config import Preprocessing, PretrainedConfig
+from aa_flax.weights.config import PretrainedConfig
 from train.console import open_console, progress
 from train.data import Batch, Batches, ImageFolder, evaluation_batches, open_photos, reflect_margin
 from train.errors import CommandError
 from train.evaluate.kept import keep_crops, keep_diagonal
+from train.evaluate.moving import equivariance_for
 from train.evaluate.report import Evaluation, as_json, print_table
 from train.evaluate.scoring import Predictor, Score, protocols_for, read_offsets, score, whole_batch
 from train.measurable.naming import Foreign
@@ -24,7 +25,7 @@ from train.measurable.network import Measurable
 from train.networks import as_function, open_network
 
 # Options that only networks of this package have.
-OWN = ("model", "weights", "dtype", "pad_type")
+OWN = ("model", "weights", "dtype", "pad_type", "equivariance")
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,9 @@ class Config:
     views: int = 2
     """How many shifts have to agree, for the protocols that otherwise compare two: crop, zhang2019, circular,
     fractional."""
+    equivariance: str | None = None
+    """Measures as well how the network's last map moves with the photo, under shifts that are circular, fractional or
+    crop: one or several, separated by commas."""
     output: Path | None = None
     """Where to write the figures, per-image predictions and what repeats the run, as JSON."""
     save_images: Path | None = None
@@ -79,8 +83,8 @@ def run(config: Config) -> int:
     """
     _check(config)
     offsets = None if config.offsets is None else read_offsets(config.offsets)
-    pretrained, fn, file = _open(config)
-    preprocessing = pretrained.preprocessing
+    opened = _open(config)
+    pretrained, preprocessing = opened.pretrained, opened.pretrained.preprocessing
     protocols = protocols_for(
         _names(config),
         preprocessing,
@@ -90,6 +94,16 @@ def run(config: Config) -> int:
         offsets=offsets,
         device_batch=whole_batch(config.batch_size),
     )
+    if config.equivariance is not None:
+        assert opened.maps is not None
+        protocols |= equivariance_for(
+            _listed(config.equivariance),
+            opened.maps,
+            preprocessing,
+            margin=reflect_margin(preprocessing),
+            seed=config.seed,
+            device_batch=whole_batch(config.batch_size),
+        )
     photos = open_photos(config.data, pretrained)
     batches = evaluation_batches(
         photos,
@@ -102,10 +116,10 @@ def run(config: Config) -> int:
         max_bad_option="--max-unreadable",
     )
     failed: dict[str, str] = {}
-    result = _score(config, fn, batches, protocols, preprocessing, photos, failed)
+    result = _score(config, opened, batches, protocols, photos, failed)
     evaluation = Evaluation(
         pretrained=pretrained,
-        weights=file,
+        weights=opened.file,
         options=config,
         photos=photos,
         score=result,
@@ -131,46 +145,59 @@ def run(config: Config) -> int:
 
 def _names(config: Config) -> list[str]:
     """The protocols to measure, each once."""
-    names = [name.strip() for name in config.protocols.split(",") if name.strip()]
-    if config.save_diagonal is not None:
-        names.append("diagonal")
-    return list(dict.fromkeys(names))
+    names = _listed(config.protocols)
+    return names if config.save_diagonal is None else list(dict.fromkeys([*names, "diagonal"]))
 
 
-def _open(config: Config) -> tuple[PretrainedConfig | Measurable, Predictor, Path | None]:
-    """What is known of the network, its function, and the file that its weights are in."""
+def _listed(text: str) -> list[str]:
+    """Names separated by commas, each once."""
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """What is known of the network, its logits, its last map where it has one, and the file of its weights."""
+
+    pretrained: PretrainedConfig | Measurable
+    fn: Predictor
+    maps: Predictor | None
+    file: Path | None
+
+
+def _open(config: Config) -> _Opened:
     foreign = config.foreign.open()
     if foreign is not None:
-        return foreign, foreign.fn, foreign.file
+        return _Opened(foreign, foreign.fn, None, foreign.file)
     name, spec = (config.model, None) if config.weights is None else (config.weights, config.model)
     assert name is not None
     option = "--model" if config.weights is None else "--weights"
     dtype = None if config.dtype == "float32" else config.dtype
     opened = open_network(name, spec, option=option, dtype=dtype, pad_type=config.pad_type)
-    return opened.config, as_function(opened.model), opened.file
+    return _Opened(opened.config, as_function(opened.model), as_function(opened.model, "features"), opened.file)
 
 
 def _score(
     config: Config,
-    fn: Predictor,
+    opened: _Opened,
     batches: Batches,
     protocols: dict[str, ShiftProtocol],
-    preprocessing: Preprocessing,
     photos: ImageFolder,
     failed: dict[str, str],
 ) -> Score:
     stream: Iterable[Batch] = batches
+    preprocessing = opened.pretrained.preprocessing
     if config.save_images is not None:
         stream = keep_crops(batches, config.save_images, preprocessing.crop, photos.name, failed)
     try:
         with progress(open_console(stderr=True), "photos") as bar, jax.default_matmul_precision(_precision(config)):
             task = bar.add_task("measuring", total=-(-len(photos) // jax.process_count()))
             return score(
-                fn,
+                opened.fn,
                 stream,
                 protocols,
                 preprocessing,
                 margin=reflect_margin(preprocessing),
+                maps=opened.maps,
                 progress=lambda count: bar.advance(task, count),
             )
     except jax.errors.JaxRuntimeError as error:

@@ -30,6 +30,8 @@ PARTS = {
     "agree_if_right": "consistent if one is correct",
     "probability_change": "change of the probability",
     "unshifted": "unshifted",
+    "unmoved": "were the map to stay",
+    "snr_db": "signal to noise, dB",
 }
 
 
@@ -164,7 +166,11 @@ def _lines(result: Result) -> dict[str, Estimate]:
     name = result.protocol
     if name == "accuracy":
         return {"top-1 accuracy": result, "top-5 accuracy": result.parts["top5"]}
-    lines: dict[str, Estimate] = {f"{result.quantity}, {name}": result}
+    title = f"{result.quantity}, {name}"
+    if name == "equivariance":
+        shift = result.settings["shift"]
+        title, name = f"{result.quantity}, {shift}", f"{name}, {shift}"
+    lines: dict[str, Estimate] = {title: result}
     return lines | {f"  {name}, {words}": result.parts[part] for part, words in PARTS.items() if part in result.parts}
 
 

@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
-from aa_flax.consistency import PROTOCOLS, Crop, Pairs, Result, ShiftProtocol, create_protocol
+from aa_flax.consistency import PROTOCOLS, Crop, Equivariance, Pairs, Result, ShiftProtocol, create_protocol
 from aa_flax.weights.config import Preprocessing
 from aa_flax.weights.json_file import read_json
 from train.data import Batch
@@ -147,6 +147,7 @@ def score(
     preprocessing: Preprocessing,
     *,
     margin: int = 0,
+    maps: Predictor | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Score:
     """Measures a network on every image of one pass.
@@ -160,16 +161,18 @@ def score(
             sent to the device once.
         preprocessing: mean and standard deviation.
         margin: `Dataset.margin`.
+        maps: as `fn`, to give maps (n, h, w, C): what `Equivariance` measures, where it is among the protocols.
         progress: called after each batch with the number of images that this process has dealt with.
 
     Raises:
         CommandError: no readable image; a network that returned NaN; a label outside its classes.
     """
     fn = on_all_devices(fn)
+    maps = None if maps is None else on_all_devices(maps)
     seen: dict[str, list[dict[str, jax.Array]]] = {name: [] for name in protocols}
     counted: list[dict[str, np.ndarray]] = []
     for batch in batches:
-        for name, part in look(fn, batch, protocols, preprocessing, margin=margin).items():
+        for name, part in look(fn, batch, protocols, preprocessing, margin=margin, maps=maps).items():
             seen[name].append(part)
         counted.append({"index": batch["index"].astype(np.int32), "mask": batch["mask"], "bad": batch["bad"]})
         # One batch may queue behind the running one; more would fill the device's memory.
@@ -193,11 +196,12 @@ def look(
     preprocessing: Preprocessing,
     *,
     margin: int = 0,
+    maps: Predictor | None = None,
 ) -> dict[str, dict[str, Any]]:
     """What each protocol sees of a network on one batch, which goes to the devices once; arguments as for `score`.
 
     Args:
-        fn: what `on_all_devices` gave.
+        fn, maps: what `on_all_devices` gave.
     """
     rows = NamedSharding(local_mesh(), PartitionSpec("data"))
     images = _reflected(jax.device_put(batch["image"], rows), margin)
@@ -205,10 +209,12 @@ def look(
     # int32: index may exceed it nowhere, and jax would truncate int64 with a warning.
     index = batch["index"].astype(np.int32)
     preprocess = network_input(preprocessing)
-    return {
-        name: protocol.per_image(fn, images, index=index, labels=labels, preprocess=preprocess)
-        for name, protocol in protocols.items()
-    }
+    seen = {}
+    for name, protocol in protocols.items():
+        answers = maps if isinstance(protocol, Equivariance) else fn
+        assert answers is not None
+        seen[name] = protocol.per_image(answers, images, index=index, labels=labels, preprocess=preprocess)
+    return seen
 
 
 def _replicated(leaf: jax.Array, mesh: Mesh) -> jax.Array:
