@@ -163,5 +163,5 @@ def _write(config: Config, programs: list[Program], results: Results, before: Re
     text = page(programs, results, before)
     lines = [results.lines[program] for program in programs if program in results.lines]
     for suffix, content in ((".md", text), (".json", json.dumps(lines, indent=1))):
-        write_atomically(config.output / f"tpu{suffix}", content.encode())
+        write_atomically(config.output / f"tpu{suffix}", f"{content}\n".encode())
     return text

@@ -9,6 +9,7 @@ from typing import Any
 PARTS = ("convolutions", "blur", "maximum", "BatchNorm", "copies", "rest")
 # The layers' own scopes, see `jax.named_scope`.
 _SCOPES = {"blur": "blur", "maximum": "maximum", "batch_norm": "BatchNorm"}
+_PRODUCTS = ("conv_general_dilated", "dot_general")
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 _BITS = re.compile(r"\d+")
 
@@ -95,7 +96,10 @@ def part_of(kernel: Instruction, all_of: dict[str, list[Instruction]]) -> str:
         return "blur" if all(_scope(name) == "blur" for name in scopes) else "convolutions"
     if kernel.opcode in ("copy", "copy-start", "copy-done", "transpose"):
         return "copies"
-    return _scope(kernel.op_name) or "rest"
+    if scope := _scope(kernel.op_name):
+        return scope
+    # What only lays out a map for a convolution is named after it.
+    return "convolutions" if kernel.op_name.endswith(_PRODUCTS) else "rest"
 
 
 def _scope(op_name: str) -> str | None:

@@ -33,7 +33,7 @@ def page(programs: Iterable[Program], results: Results, before: Results | None =
         if rows:
             parts += [f"## {title}", ESTIMATES, table(rows)]
     parts += [f"{program}: {line['error']}" for program, line in lines.items() if line["error"] is not None]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts)
 
 
 def _versions(line: dict[str, Any]) -> str:
