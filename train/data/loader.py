@@ -163,8 +163,9 @@ def train_batches(
         workers: loader processes; `dataset.workers` by default.
 
     Returns:
-        batches {"image": (n, crop, crop, 3) uint8, "label": (n,) int32}. An unreadable image is
-        replaced by its neighbour, named in the log and counted in `.bad`.
+        batches {"image": (n, side, side, 3) uint8, "label": (n,) int32}, the side that of
+        `Dataset.training`. An unreadable image is replaced by its neighbour, named in the log and
+        counted in `.bad`.
 
     Raises:
         CommandError: a batch larger than the data set; while iterating, too many unreadable images.
@@ -174,7 +175,7 @@ def train_batches(
     _check_share(global_batch, process_count)
     steps = TrainSteps(
         source=dataset.train,
-        preprocessing=dataset.preprocessing,
+        preprocessing=dataset.training,
         augmentation=dataset.augmentation,
         global_batch=global_batch,
         seed=seed,

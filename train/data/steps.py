@@ -15,6 +15,7 @@ from aa_flax.preprocessing.geometry import evaluation_crop
 from aa_flax.preprocessing.pixels import UnreadableImageError
 from aa_flax.weights.config import Preprocessing
 from train.data.datasets import Augmentation
+from train.data.policies import rand, trivial
 from train.data.sources import ArraySource, Source
 from train.data.transforms import crop_and_resize, random_resized_box
 from train.errors import CommandError
@@ -33,9 +34,9 @@ class TrainSteps:
     Attributes:
         source: the training images.
         preprocessing: resize, crop and interpolation.
-        augmentation: whether the crop is random.
+        augmentation: whether the crop is random, and what else the host does.
         global_batch: images per step over all processes.
-        seed: decides order and crops.
+        seed: decides order, crops and what else the host does.
         process_index, process_count: which contiguous share of the rows is this process's.
         stop_step: the step before which to end; None for an endless sequence.
     """
@@ -72,6 +73,7 @@ class TrainSteps:
             isinstance(self.source, ArraySource)
             and self.source.images.shape[1:3] == (size, size) == (self.preprocessing.resize,) * 2
             and not self.augmentation.random_resized_crop
+            and self.augmentation.policy == "none"
         )
 
     def _fill(self, batch: Batch, row: int, position: int) -> None:
@@ -96,13 +98,21 @@ class TrainSteps:
         return int(epoch_order(self.seed, epoch, count)[index])
 
     def _cut(self, pixels: np.ndarray, position: int) -> np.ndarray:
-        rule = self.preprocessing
-        if not self.augmentation.random_resized_crop:
-            return _centre(pixels, rule, rule.crop)
+        rule, augmentation = self.preprocessing, self.augmentation
         random = np.random.default_rng((self.seed, position))
-        height, width = pixels.shape[:2]
-        box = random_resized_box(height, width, random)
-        return crop_and_resize(pixels, box, rule.crop, rule.interpolation)
+        if augmentation.random_resized_crop:
+            height, width = pixels.shape[:2]
+            box = random_resized_box(height, width, random)
+            pixels = crop_and_resize(pixels, box, rule.crop, rule.interpolation)
+        else:
+            pixels = _centre(pixels, rule, rule.crop)
+        match augmentation.policy:
+            case "trivial":
+                return trivial(pixels, random)
+            case "rand":
+                return rand(pixels, random, count=augmentation.rand_ops, magnitude=augmentation.rand_magnitude)
+            case "none":
+                return pixels
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ _DOWNSAMPLE = tyro.conf.arg(
     # tyro shows what such a choice stands for as a list.
     help_behavior_hint=lambda default: f"(default: {default.strip('[]').strip(chr(39))})",
 )
-PresetName = Literal["zhang2019", "finetune", "modern", "cifar10", "digits"]
+PresetName = Literal["zhang2019", "finetune", "modern", "pod", "rsb_a3", "convnext", "cifar10", "digits"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

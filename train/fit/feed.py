@@ -136,6 +136,11 @@ class DeviceFeed:
             raise CommandError(
                 f"--on-device cannot cut random crops of {dataset.name}; leave it out or set --data.augment no_shift"
             )
+        if dataset.augmentation.policy != "none":
+            raise CommandError(
+                f"--on-device has no --data.auto-augment {dataset.augmentation.policy}, which is the loader's: "
+                "leave one of them out"
+            )
         self._placement = placement
         self._per_epoch = steps_per_epoch(dataset, batch)
         self._batch = batch
@@ -144,7 +149,7 @@ class DeviceFeed:
         self._train_step = _placed(train_step, placement)
         self._order = TrainSteps(
             source=dataset.train,
-            preprocessing=dataset.preprocessing,
+            preprocessing=dataset.training,
             augmentation=dataset.augmentation,
             global_batch=batch,
             seed=seed,
@@ -216,10 +221,10 @@ def _placed(train_step: TrainStep, placement: Placement) -> Partial:
 
 
 def _whole(dataset: Dataset) -> dict[str, np.ndarray]:
-    """All training images at the network's input size, and their labels."""
-    size = dataset.preprocessing.crop
+    """All training images at their size, and their labels."""
+    size = dataset.training.crop
     batches: Iterator[dict[str, np.ndarray]] = evaluation_batches(
-        dataset.train, dataset.preprocessing, global_batch=READ_BATCH, size=size, workers=dataset.workers
+        dataset.train, dataset.training, global_batch=READ_BATCH, size=size, workers=dataset.workers
     )
     count = len(dataset.train)
     images, labels = np.empty((count, size, size, 3), np.uint8), np.empty(count, np.int32)

@@ -130,7 +130,7 @@ def open_run(
         state, step = restored.state, restored.step
     train_step = update.step(model, dataset)
     if statistics_of_one_image(config, model):
-        try_one_image(train_step, state, config.batch, dataset.preprocessing.crop, display.say)
+        try_one_image(train_step, state, config.batch, dataset.training.crop, display.say)
     feed = open_feed(config, train_step, dataset, placement, start_step=step)
     for line in remarks(dataset.train, dataset.val, dataset.class_names):
         display.say(line)
