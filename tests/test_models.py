@@ -15,6 +15,7 @@ from aa_flax.models.abstract import abstract_model
 from aa_flax.models.batch_norm import BatchNorm
 from aa_flax.models.create import build_model
 from aa_flax.models.registry import MODELS
+from aa_flax.models.resnet import dropped, stochastic_depth
 from aa_flax.models.specs import parse_spec, resolve_spec
 from tests.zoo import CONVNEXT, TIMM, ZHANG
 
@@ -180,12 +181,32 @@ def test_specs(spec, parsed):
         ("resnet50", {"groups": 0}, ValueError, "groups=0"),
         ("vgg11", {"depths": [0] * 5}, ValueError, "depths="),
         ("densenet121", {"drop_rate": 1.0}, ValueError, "drop_rate"),
+        ("resnet18", {"stochastic_depth_prob": 1.0}, ValueError, "stochastic_depth_prob is a probability below 1"),
+        (
+            "resnet18",
+            {"stochastic_depth_prob": 0.1, "activation": "alias_free", "downsample": "ideal"},
+            ValueError,
+            "stochastic_depth_prob belongs to ReLU networks",
+        ),
         ("resnet18", {"dtype": jnp.int32}, ValueError, "dtype.*int32"),
     ],
 )
 def test_wrong_requests_are_named(spec, options, error, words):
     with pytest.raises(error, match=words):
         abstract(spec, **options)
+
+
+def test_a_residual_branch_is_left_out_image_by_image_and_later_ones_more_often():
+    model = abstract("resnet18", stochastic_depth_prob=0.35)
+    blocks = [block.stochastic_depth for stage in range(1, 5) for block in getattr(model, f"layer{stage}")]
+    assert blocks[0] is None
+    np.testing.assert_allclose([drop.rate for drop in blocks[1:]], 0.05 * np.arange(1, 8))
+    branch, key = jnp.arange(1.0, 241).reshape(20, 2, 2, 3), jax.random.key(0)
+    kept = np.asarray(dropped(stochastic_depth(0.4), branch, nnx.Rngs(dropout=key)))
+    stays = (kept != 0).any((1, 2, 3))
+    assert 0 < stays.sum() < 20
+    np.testing.assert_allclose(kept, np.where(stays[:, None, None, None], branch / np.float32(0.6), 0), rtol=1e-6)
+    assert dropped(stochastic_depth(0.0), branch, None) is branch
 
 
 def test_rngs_have_no_default():

@@ -15,7 +15,7 @@ from train.errors import CommandError
 from train.fit.command import parse
 from train.fit.config import NetworkConfig, TrainConfig, validate
 from train.fit.distributed import LaunchConfig, check_batch
-from train.fit.optim import OptimConfig, learning_rate, lps_temperature
+from train.fit.optim import OptimConfig, learning_rate, lps_temperature, scaled
 from train.fit.presets import preset
 from train.fit.record import FILE_NAME, Record, differences, plain, read_record, write_record
 from train.fit.rundir import claimed, default_run_dir, leave_record, may_continue
@@ -62,13 +62,49 @@ def test_fine_tuning_is_a_tenth_of_the_rate_for_sixty_epochs():
             validate(config)
 
 
-@pytest.mark.parametrize("name", ["zhang2019", "modern", "cifar10", "digits"])
+@pytest.mark.parametrize("name", ["zhang2019", "modern", "pod", "rsb_a3", "convnext", "cifar10", "digits"])
 def test_every_preset_is_sound_for_every_network(name):
     for network in PUBLISHED:
         for spec in (network, f"{network}_lpf5", f"{network}_plain"):
             config = preset(name, spec)
             assert (config.model, config.preset) == (spec, name)
             validate(config)
+
+
+def test_recipes_of_papers_have_their_numbers():
+    pod, rsb, convnext = preset("pod"), preset("rsb_a3"), preset("convnext")
+    for config in (pod, rsb, convnext):
+        assert scaled(config.optim, config.batch).lr == config.optim.lr
+    assert (pod.batch, pod.optim.name, pod.optim.lr, pod.optim.warmup_epochs) == (32768, "lars", 31.2, 25)
+    assert (rsb.batch, rsb.optim.name, rsb.optim.lr, rsb.optim.weight_decay, rsb.epochs) == (
+        2048,
+        "lamb",
+        8e-3,
+        0.02,
+        100,
+    )
+    assert (rsb.data.train_size, rsb.data.mixup, rsb.data.cutmix, rsb.optim.loss) == (160, 0.1, 1.0, "bce")
+    assert (convnext.model, convnext.optim.name, convnext.optim.lr) == ("convnext_tiny_lpf4", "adamw", 4e-3)
+    assert (convnext.batch, convnext.epochs, convnext.data.mixup, convnext.optim.weight_decay) == (4096, 300, 0.8, 0.05)
+
+
+def test_a_record_from_before_an_option_was_there_still_continues(tmp_path):
+    """What it does not name is what was done then."""
+    content = {"config": plain(preset("zhang2019", "resnet18_lpf2")), "dataset": {}, "environment": {}}
+    for part, names in {
+        "optim": ("name", "scale_lr_to", "beta2", "epsilon", "trust_coefficient", "loss", "bce_threshold"),
+        "data": ("train_size", "auto_augment", "rand_ops", "rand_magnitude", "random_erase", "mixup", "cutmix"),
+        "net": ("stochastic_depth_prob",),
+    }.items():
+        for name in names:
+            del content["config"][part][name]
+    (tmp_path / FILE_NAME).write_text(json.dumps(content))
+    old = read_record(tmp_path / FILE_NAME).config
+    assert differences(old, preset("zhang2019", "resnet18_lpf2")) == []
+    assert (old.optim.name, old.optim.loss, old.data.auto_augment, old.data.train_size) == (
+        *("sgd", "cross_entropy", "none"),
+        None,
+    )
 
 
 def rates(config: OptimConfig, epochs: int, steps: int = 10) -> np.ndarray:

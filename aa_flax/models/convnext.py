@@ -194,5 +194,5 @@ def torch_names(config: ConvNeXtConfig) -> TorchNames:
     return TorchNames(modules=tuple(modules), as_maps=("layer_scale",))
 
 
-# The published weights were trained by AdamW over 600 epochs, which this trainer does not have: a start, no more.
+# For SGD, with which it was never published: a start, no more. `--preset convnext` is the paper's AdamW.
 FAMILY = Family(network=ConvNeXt, configs=CONFIGS, torch=torch_names, recipe=Recipe(lr=0.05, schedule="cosine_epochs"))

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from aa_flax.alias_free import AliasFreeActivation, band_limited
@@ -34,6 +35,8 @@ class ResNetConfig:
         replace_stride_with_dilation: for stages 2, 3 and 4, keep the map's size and dilate instead (bottlenecks only).
         output_stride: 16 or 8 dilate the last stage, or the last two.
         zero_init_residual: start each block as the identity, with the scale of its last BN at zero.
+        stochastic_depth_prob: how often the last block is left out in training, image by image; those before it are
+            less often, in proportion to their number (Huang et al. 2016, arXiv 1603.09382).
         activation: `alias_free` for a network that every shift commutes with, by any fraction of a pixel: filtered
             parabolas, circular padding, no maximum, and `downsample="ideal"` (or `asap`), which has to be given.
         norm: `alias_free` normalises each image by itself. Shifts commute with batch normalisation as well.
@@ -48,6 +51,7 @@ class ResNetConfig:
     replace_stride_with_dilation: tuple[bool, bool, bool] = (False, False, False)
     output_stride: Literal[8, 16, 32] = 32
     zero_init_residual: bool = False
+    stochastic_depth_prob: float = 0.0
     activation: Literal["relu", "alias_free"] = "relu"
     norm: Literal["batch", "alias_free"] = "batch"
 
@@ -95,12 +99,33 @@ def joined(branch: jax.Array, shortcut: jax.Array, act: Layer) -> jax.Array:
     return act(branch) + shortcut if isinstance(act, AliasFreeActivation) else act(branch + shortcut)
 
 
+def stochastic_depth(rate: float) -> nnx.Dropout | None:
+    """Leaves the branch of a block out; None where it always stays."""
+    # The same draw for all of an image's map.
+    return nnx.Dropout(rate, broadcast_dims=(1, 2, 3)) if rate else None
+
+
+def dropped(drop: nnx.Dropout | None, branch: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+    """The branch, or zeros for the images that go without."""
+    return branch if drop is None else drop(branch, rngs=rngs)
+
+
 class BasicBlock(nnx.Module):
     """3x3, 3x3; anti-aliased: the stride of the first becomes a blur after its ReLU."""
 
     antialias_slots: ClassVar = {"blur": "conv1"}
 
-    def __init__(self, cin: int, planes: int, stride: int, dilation: int, config: ResNetConfig, *, build: Builder):
+    def __init__(
+        self,
+        cin: int,
+        planes: int,
+        stride: int,
+        dilation: int,
+        config: ResNetConfig,
+        *,
+        drop_rate: float = 0.0,
+        build: Builder,
+    ):
         if dilation != 1 or config.groups != 1 or config.width_per_group != 64:
             raise ValueError("basic blocks know no dilation, groups or width: use a network with bottlenecks")
         self.blur = build.blur(planes) if build.antialiased and stride > 1 else None
@@ -108,11 +133,12 @@ class BasicBlock(nnx.Module):
         self.conv2, self.bn2 = build.conv(planes, planes, 3), build.bn(planes)
         self.act1, self.act2 = build.act(planes), build.act(planes)
         self.downsample = Shortcut(cin, planes, stride, build=build) if stride != 1 or cin != planes else None
+        self.stochastic_depth = stochastic_depth(drop_rate)
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         y = self.act1(self.bn1(self.conv1(x)))
         x, y = subsample_both(self.downsample, self.blur, x, y, rngs)
-        return joined(self.bn2(self.conv2(y)), x, self.act2)
+        return joined(dropped(self.stochastic_depth, self.bn2(self.conv2(y)), rngs), x, self.act2)
 
 
 class Bottleneck(nnx.Module):
@@ -120,7 +146,17 @@ class Bottleneck(nnx.Module):
 
     antialias_slots: ClassVar = {"blur": "conv2"}
 
-    def __init__(self, cin: int, planes: int, stride: int, dilation: int, config: ResNetConfig, *, build: Builder):
+    def __init__(
+        self,
+        cin: int,
+        planes: int,
+        stride: int,
+        dilation: int,
+        config: ResNetConfig,
+        *,
+        drop_rate: float = 0.0,
+        build: Builder,
+    ):
         width, cout = planes * config.width_per_group // 64 * config.groups, planes * 4
         self.blur = build.blur(width) if build.antialiased and stride > 1 else None
         self.conv1, self.bn1 = build.conv(cin, width, 1), build.bn(width)
@@ -131,12 +167,13 @@ class Bottleneck(nnx.Module):
         self.conv3, self.bn3 = build.conv(width, cout, 1), build.bn(cout)
         self.act1, self.act2, self.act3 = build.act(width), build.act(width), build.act(cout)
         self.downsample = Shortcut(cin, cout, stride, build=build) if stride != 1 or cin != cout else None
+        self.stochastic_depth = stochastic_depth(drop_rate)
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         y = self.act1(self.bn1(self.conv1(x)))
         y = self.act2(self.bn2(self.conv2(y)))
         x, y = subsample_both(self.downsample, self.blur, x, y, rngs)
-        return joined(self.bn3(self.conv3(y)), x, self.act3)
+        return joined(dropped(self.stochastic_depth, self.bn3(self.conv3(y)), rngs), x, self.act3)
 
 
 def dilated_stages(config: ResNetConfig) -> tuple[bool, bool, bool]:
@@ -170,6 +207,13 @@ class ResNet(Network):
     def __init__(self, config: ResNetConfig, *, num_classes: int, in_channels: int, build: Builder):
         if not (config.pool_only or build.antialiased):
             raise ValueError("pool_only=False belongs to anti-aliased networks: the plain one has no blur")
+        if not 0 <= config.stochastic_depth_prob < 1:
+            raise ValueError(f"stochastic_depth_prob is a probability below 1, got {config.stochastic_depth_prob}")
+        if config.stochastic_depth_prob and config.activation != "relu":
+            # A branch of zeros is not zero behind it.
+            raise ValueError(
+                "stochastic_depth_prob belongs to ReLU networks: activation='alias_free' makes more of a zero"
+            )
         build = build.choose(activation=config.activation, norm=config.norm)
         self.config, self.circular, self.alias_free = config, build.circular, build.alias_free
         self.stem_blur = build.blur(64) if config.stem_blurred else None
@@ -177,6 +221,7 @@ class ResNet(Network):
         self.bn1, self.act1 = build.bn(64), build.act(64)
         self.pool_blur = build.blur(64) if build.antialiased else None
         channels, dilation, dilated = 64, 1, dilated_stages(config)
+        rates = iter(np.linspace(0, config.stochastic_depth_prob, sum(config.depths)).tolist())
         for stage, depth in enumerate(config.depths):
             stride = 1 if stage == 0 else 2
             entry_dilation = dilation
@@ -187,7 +232,8 @@ class ResNet(Network):
                 first = i == 0
                 # The entry of a dilated stage still sees the previous grid.
                 spacing = entry_dilation if first else dilation
-                blocks.append(block(channels, 64 << stage, stride if first else 1, spacing, config, build=build))
+                place = channels, 64 << stage, stride if first else 1, spacing
+                blocks.append(block(*place, config, drop_rate=next(rates), build=build))
                 channels = (64 << stage) * EXPANSION[config.block]
             setattr(self, f"layer{stage + 1}", Stack(blocks))
         self.fc = build.linear(channels, num_classes) if num_classes else None

@@ -64,6 +64,9 @@ class NetworkConfig:
     drop_rate: float | None = None
     """DenseNet: dropout on the new features of each layer."""
 
+    stochastic_depth_prob: float | None = None
+    """ResNet, ConvNeXt: how often the last block is left out in training, image by image; earlier ones less often."""
+
     in_channels: int | None = None
     """Channels of the network's images: 3, or 1 for photos turned grey."""
 
@@ -226,6 +229,7 @@ _RULES: dict[str, Rule] = {
     "net.width_mult": _POSITIVE,
     "net.in_channels": (lambda x: x in (1, 3), "1 or 3: photos are read as RGB, and can be turned grey"),
     "net.drop_rate": _BELOW_1,
+    "net.stochastic_depth_prob": _BELOW_1,
 }
 
 

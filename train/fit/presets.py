@@ -12,7 +12,7 @@ from train.fit.optim import OptimConfig
 
 # The recipes made for one data set; all other data are trained on as ImageNet is.
 _RECIPES: dict[str, PresetName] = {"digits": "digits", "cifar10": "cifar10", "tfds_cifar10": "cifar10"}
-_DEFAULT_MODELS = {"digits": "mobilenet_v2_lpf4", "cifar10": "resnet18_lpf4"}
+_DEFAULT_MODELS = {"digits": "mobilenet_v2_lpf4", "cifar10": "resnet18_lpf4", "convnext": "convnext_tiny_lpf4"}
 
 
 def preset(name: PresetName, model: str | None = None) -> TrainConfig:
@@ -54,8 +54,7 @@ def _finetune(network: str) -> TrainConfig:
 
 
 def _modern(network: str) -> TrainConfig:
-    """What large-batch training has settled on since; each part is justified in docs/training.md."""
-    residual = "zero_init_residual" in default_options(network)
+    """What training has settled on since; each part is justified in docs/training.md."""
     optim = OptimConfig(
         lr=family_of(network).recipe.lr * 4,
         schedule="cosine",
@@ -66,13 +65,63 @@ def _modern(network: str) -> TrainConfig:
         label_smoothing=0.1,
         ema=0.9999,
     )
-    return TrainConfig(
-        epochs=100,
-        batch=1024,
-        dtype="bfloat16",
-        optim=optim,
-        net=NetworkConfig(zero_init_residual=True if residual else None),
+    data = DataConfig(auto_augment="trivial", random_erase=0.1, mixup=0.2, cutmix=1.0, train_size=176)
+    return TrainConfig(epochs=100, batch=1024, dtype="bfloat16", data=data, optim=optim, net=_from_identity(network))
+
+
+def _pod(network: str) -> TrainConfig:
+    """Batches of 32,768 with LARS: Kumar et al. 2019 (arXiv 1909.09756), made for ResNet-50."""
+    optim = OptimConfig(
+        name="lars",
+        lr=31.2,
+        scale_lr_to=32768,
+        schedule="polynomial",
+        warmup_epochs=25,
+        momentum=0.9,
+        weight_decay=1e-4,
+        label_smoothing=0.1,
     )
+    return TrainConfig(epochs=73, batch=32768, dtype="bfloat16", optim=optim, net=_from_identity(network))
+
+
+def _rsb_a3(network: str) -> TrainConfig:
+    """Close to procedure A3 of Wightman et al. 2021 (arXiv 2110.00476), made for ResNet-50."""
+    optim = OptimConfig(
+        name="lamb",
+        lr=8e-3,
+        scale_lr_to=2048,
+        schedule="cosine",
+        warmup_epochs=5,
+        weight_decay=0.02,
+        clip_norm=1.0,
+        loss="bce",
+        bce_threshold=0.2,
+    )
+    # Their magnitude is 6 of 10.
+    data = DataConfig(auto_augment="rand", rand_magnitude=18, mixup=0.1, cutmix=1.0, train_size=160)
+    return TrainConfig(epochs=100, batch=2048, dtype="bfloat16", data=data, optim=optim, net=_from_identity(network))
+
+
+def _convnext(network: str) -> TrainConfig:
+    """How ConvNeXt was published to be trained: Liu et al. 2022 (arXiv 2201.03545), table 5."""
+    optim = OptimConfig(
+        name="adamw",
+        lr=4e-3,
+        scale_lr_to=4096,
+        schedule="cosine",
+        warmup_epochs=20,
+        weight_decay=0.05,
+        label_smoothing=0.1,
+        ema=0.9999,
+    )
+    # Their magnitude is 9 of 10.
+    data = DataConfig(auto_augment="rand", rand_magnitude=27, random_erase=0.25, mixup=0.8, cutmix=1.0)
+    return TrainConfig(epochs=300, batch=4096, dtype="bfloat16", data=data, optim=optim)
+
+
+def _from_identity(network: str) -> NetworkConfig:
+    """Residual branches that start at zero, where a network has an option for it."""
+    return NetworkConfig(zero_init_residual=True if "zero_init_residual" in default_options(network) else None)
 
 
 def _cifar10(network: str) -> TrainConfig:
@@ -106,6 +155,9 @@ _PRESETS: dict[str, Callable[[str], TrainConfig]] = {
     "zhang2019": _zhang2019,
     "finetune": _finetune,
     "modern": _modern,
+    "pod": _pod,
+    "rsb_a3": _rsb_a3,
+    "convnext": _convnext,
     "cifar10": _cifar10,
     "digits": _digits,
 }
