@@ -1,6 +1,7 @@
 """Many networks on the same photos: the figures of `evaluate`, what is kept, what is more than chance, the report."""
 
 import dataclasses
+import io
 import json
 import re
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
+from rich.console import Console
 
 import aa_flax
 from aa_flax import consistency
@@ -17,7 +19,7 @@ from aa_flax.consistency import Result
 from aa_flax.weights.config import Preprocessing
 from tests.test_report import Reader
 from train.__main__ import main
-from train.compare import answers, measuring
+from train.compare import answers, command, measuring
 from train.compare.comparison import Comparison, Row
 from train.compare.report import build
 from train.compare.tables import MARK
@@ -234,6 +236,10 @@ def test_the_report_shows_names_as_they_are_and_no_markup():
 def test_one_photo_and_no_consistency_are_a_report_too():
     rows = [made(name, np.array([100.0]), np.array([100.0])) for name in "ab"]
     assert "nan" not in to_markdown(build(comparison(*rows)))
+    printed = io.StringIO()
+    command._print(comparison(*rows), Console(file=printed))
+    assert "nan" not in printed.getvalue()
+    assert "+0.00" in printed.getvalue()
     rows = [dataclasses.replace(row, results={"accuracy": row.results["accuracy"]}) for row in rows]
     assert [figure.name for figure in build(comparison(*rows)).figures()] == []
 

@@ -18,10 +18,11 @@ from flax import nnx
 from safetensors.numpy import save, save_file
 
 import aa_flax
+from aa_flax.files import file_sha256
 from aa_flax.models.abstract import abstract_model
 from aa_flax.models.specs import resolve_spec
 from aa_flax.models.variables import variables
-from aa_flax.weights import catalog
+from aa_flax.weights import catalog, names
 from aa_flax.weights import download as downloads
 from aa_flax.weights.catalog import Published, Source
 from aa_flax.weights.download import DownloadError
@@ -351,6 +352,11 @@ def test_published_weights_and_their_sources(server: Server, plain: bytes, cache
         **LAYOUT,
     }
     assert files_in(cache) == ["mobilenet_v2.pth", "mobilenet_v2.pth.sha256"]
+    read: list[Path] = []
+    for module in (downloads, names):
+        monkeypatch.setattr(module, "file_sha256", lambda path, *rest: read.append(path) or file_sha256(path, *rest))
+    aa_flax.load_pretrained("mobilenet_v2_plain")
+    assert read == [cache / "mobilenet_v2.pth"], "a file in the cache is hashed once"
     server.faults["/"] = 403
     monkeypatch.setenv("AA_FLAX_CACHE", "other")
     with pytest.raises(DownloadError) as caught:
@@ -358,8 +364,8 @@ def test_published_weights_and_their_sources(server: Server, plain: bytes, cache
     assert str(caught.value) == (
         f"cannot download mobilenet_v2_plain.torchvision: {addresses[0]}: the server answers 403 Forbidden; "
         f"{addresses[1]}: the server answers 403 Forbidden. A file got otherwise: load it by "
-        'aa_flax.load_pretrained(FILE, spec="mobilenet_v2_plain.torchvision"), convert it by python convert_weights.py '
-        "FILE --model mobilenet_v2_plain.torchvision --output DIRECTORY, or copy it to other/mobilenet_v2.pth"
+        'aa_flax.load_pretrained(FILE, spec="mobilenet_v2_plain.torchvision"), keep it converted by '
+        "aa_flax.save_pretrained, or copy it to other/mobilenet_v2.pth"
     )
     assert files_in(Path("other")) == []
 

@@ -111,8 +111,7 @@ def obtain_published(name: str, *, progress: Progress | None = None) -> Weights:
     """
     entry = catalog.find(name)
     if not entry.repository:
-        path = fetch(entry, cache_directory(), progress)
-        digest = file_sha256(path)
+        path, digest = fetch(entry, cache_directory(), progress)
         return Weights(path=path, config=_said(entry.config, digest), sha256=digest)
     try:
         return _repository(fetch_repository(f"hf://{entry.repository}", progress=progress))
@@ -122,14 +121,14 @@ def obtain_published(name: str, *, progress: Progress | None = None) -> Weights:
         ) from error
 
 
-def fetch(entry: Published, directory: Path, progress: Progress | None = None) -> Path:
-    """A published checkpoint as a file in a directory, from the first of its sources that gives it.
+def fetch(entry: Published, directory: Path, progress: Progress | None = None) -> tuple[Path, str]:
+    """A published checkpoint as a file in a directory, from the first of its sources that gives it, and its SHA-256.
 
     Raises:
         DownloadError: (an OSError) none did; the message names each with its reason.
     """
     path = directory / entry.file_name
-    download(
+    digest = download(
         [source.address for source in entry.sources],
         path,
         sha256_prefix=entry.sha256_prefix,
@@ -137,13 +136,13 @@ def fetch(entry: Published, directory: Path, progress: Progress | None = None) -
         otherwise=f"{_got_otherwise(entry)}, or copy it to {path}",
         progress=progress,
     )
-    return path
+    return path, digest
 
 
 def _got_otherwise(entry: Published) -> str:
     return (
-        f'A file got otherwise: load it by aa_flax.load_pretrained(FILE, spec="{entry.name}"), convert it by '
-        f"python convert_weights.py FILE --model {entry.name} --output DIRECTORY"
+        f'A file got otherwise: load it by aa_flax.load_pretrained(FILE, spec="{entry.name}"), keep it converted by '
+        "aa_flax.save_pretrained"
     )
 
 

@@ -27,7 +27,7 @@ from train.compare.timing import time_all
 from train.console import open_console, progress
 from train.errors import CommandError
 from train.page.forms import write_page
-from train.page.numbers import signed, spread
+from train.page.numbers import change, spread
 
 RESULTS, TIMES, FIGURES = "results", "times.json", "compare.json"
 STOPPED = 130
@@ -152,7 +152,7 @@ def _print(found: Comparison, console: Console) -> None:
             if number:
                 pair = found.minus(name, number, 0)
                 beyond = MARK if found.beyond(name, number, 0) else " "
-                text += f" \n{signed(pair.value)} ± {pair.stderr:.2f}{beyond}"
+                text += f" \n{change(pair)}{beyond}"
             cells.append(text)
         table.add_row(*cells)
     console.print(table)

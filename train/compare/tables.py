@@ -1,10 +1,8 @@
 """The tables of a comparison: its networks, what separates them, how photos are prepared for each."""
 
-import numpy as np
-
 from train.compare.comparison import Comparison
 from train.page.content import Cell, Table
-from train.page.numbers import signed, spread
+from train.page.numbers import change, spread
 
 # Behind a difference that is more than chance.
 MARK = "\u2217"
@@ -43,7 +41,7 @@ def matrix(found: Comparison, name: str) -> Table:
 
 def _difference(found: Comparison, name: str, i: int, j: int) -> Cell:
     pair, beyond = found.minus(name, i, j), found.beyond(name, i, j)
-    text = signed(pair.value) if np.isnan(pair.stderr) else f"{signed(pair.value)} ± {pair.stderr:.2f}"
+    text = change(pair)
     if not beyond:
         return Cell(text=text)
     return Cell(text=f"{text}\u00a0{MARK}", bold=True, spoken="more than chance")

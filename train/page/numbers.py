@@ -19,6 +19,14 @@ def signed(difference: float) -> str:
 
 def spread(estimate: Estimate) -> str:
     """A percentage and, where it has one, its standard error."""
-    if math.isnan(estimate.stderr):
-        return f"{estimate.value:.2f}"
-    return f"{estimate.value:.2f} \u00b1 {estimate.stderr:.2f}"
+    return f"{estimate.value:.2f}{_error(estimate)}"
+
+
+def change(estimate: Estimate) -> str:
+    """A difference with its sign and, where it has one, its standard error."""
+    return f"{signed(estimate.value)}{_error(estimate)}"
+
+
+def _error(estimate: Estimate) -> str:
+    """Of a single photo there is none."""
+    return "" if math.isnan(estimate.stderr) else f" \u00b1 {estimate.stderr:.2f}"
