@@ -275,6 +275,23 @@ def test_data_on_the_devices_train_as_the_loader_does(tmp_path):
     assert np.abs(exported - arrays["params.classifier.kernel"]).max() > 0
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_network")
+@pytest.mark.parametrize("name", ["lars", "lamb", "adamw"])
+def test_every_optimiser_and_augmentation_goes_on_bit_for_bit(tmp_path, name):
+    words = [*IN_PROCESS, "--optim.name", name, "--optim.schedule", "constant"]
+    words += ["--optim.loss", "bce", "--optim.bce-threshold", "0.2", "--optim.scale-lr-to", "64"]
+    words += ["--data.auto-augment", "trivial", "--data.random-erase", "0.5", "--data.mixup", "0.2"]
+    words += ["--data.cutmix", "1", "--data.train-size", "12"]
+    assert main([*words, "--epochs", "2", "--run-dir", str(tmp_path / "whole")]) == 0
+    assert main([*words, "--run-dir", str(tmp_path / "parts")]) == 0
+    assert main([*words, "--epochs", "2", "--accept-changes", "--run-dir", str(tmp_path / "parts")]) == 0
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    assert_same_arrays(final_arrays(tmp_path / "parts"), final_arrays(tmp_path / "whole"))
+    # 0.005 for a batch of 64, after one epoch of warm-up.
+    assert [line["lr"] for line in lines(tmp_path / "whole")][7:] == pytest.approx([0.0025] * 9)
+
+
 @pytest.mark.usefixtures("small_network")
 def test_a_run_whose_directory_is_removed_goes_on_in_a_new_one_that_can_be_exported(tmp_path, monkeypatch, capsys):
     run_dir = tmp_path / "run"

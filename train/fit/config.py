@@ -266,7 +266,10 @@ def _validate_together(config: TrainConfig) -> None:
     if warmup > config.epochs:
         raise CommandError(f"--optim.warmup-epochs is {warmup}, but must be from 0 to --epochs ({config.epochs})")
     if config.optim.nesterov and config.optim.name not in ("sgd", "lars"):
-        raise CommandError(f"--optim.nesterov is for sgd and lars, not {config.optim.name}: add --optim.no-nesterov")
+        raise CommandError(
+            f"--optim.nesterov is for sgd and lars, not {config.optim.name}: leave it out (--optim.no-nesterov where "
+            "the preset sets it)"
+        )
     if config.optim.bce_threshold is not None and config.optim.loss != "bce":
         raise CommandError("--optim.bce-threshold is for --optim.loss bce: give both or neither")
     points = config.optim.lps_temperature
