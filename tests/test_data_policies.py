@@ -105,6 +105,14 @@ def test_training_images_have_a_size_of_their_own():
     assert batch["image"].shape == (8, 24, 24, 3)
 
 
+def test_training_images_are_no_larger_than_those_to_measure_with():
+    message = (
+        "--data.train-size is 176, more than the 32 pixels of the images to measure with: give --data.train-size 32"
+    )
+    with pytest.raises(CommandError, match=message):
+        open_dataset(DataConfig(name="digits", train_size=176))
+
+
 def test_photos_are_cut_at_the_training_size_from_what_measuring_sees(tmp_path):
     from PIL import Image
 

@@ -150,6 +150,9 @@ class Dataset:
         augmentation: see there.
         workers: `DataConfig.workers`.
         max_bad_fraction: `DataConfig.max_bad_fraction`.
+
+    Raises:
+        CommandError: training images larger than those to measure with.
     """
 
     name: str
@@ -161,6 +164,15 @@ class Dataset:
     augmentation: Augmentation
     workers: int = 0
     max_bad_fraction: float = 0.01
+
+    def __post_init__(self) -> None:
+        size, crop = self.augmentation.size, self.preprocessing.crop
+        # A recipe's size for photos would enlarge small pictures, which are then measured at their own.
+        if size is not None and size > crop:
+            raise CommandError(
+                f"--data.train-size is {size}, more than the {crop} pixels of the images to measure with: give "
+                f"--data.train-size {crop} or a larger --data.image-size"
+            )
 
     @property
     def training(self) -> Preprocessing:
