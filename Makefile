@@ -9,6 +9,8 @@ PYTEST := $(PY) -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadsco
 # of torch is enough for the reference package and torchvision, and jaxnn is a foreign package to be anti-aliased.
 TORCH ?= torch==2.13.0
 ORACLES ?= antialiased-cnns==0.3 torchvision==0.28.0 timm==1.0.31 jaxnn==0.2.0 einops==0.8.2
+# Seconds that `make gpu` takes.
+BUDGET ?= 540
 # What leaves JAX, and by which packages.
 EXPORTED ?= weights/mobilenet_v2_lpf4-cifar10
 ONNX ?= jax2onnx==0.17.1 onnxruntime==1.32.0 pytest
@@ -17,7 +19,7 @@ TENSORFLOW ?= tensorflow-cpu==2.21.0
 TPU ?= jax[tpu]==0.10.2 grain optax pillow rich simplejpeg tyro
 TPU_PROGRAMS ?= --parts --forms antialiased --batch 4
 
-.PHONY: demo pictures test test-slow test-claims test-newest test-tree-mode test-export parity parity-full lint format docs bench tpu wheel clean help
+.PHONY: demo pictures test test-slow test-claims test-newest test-tree-mode test-export parity parity-full lint format docs bench gpu tpu wheel clean help
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -109,6 +111,9 @@ $(VENV)/.docs: pyproject.toml | $(VENV)/.made
 
 bench: $(VENV)/.test ## speed beside every peer that is installed
 	$(PY) -m benchmarks
+
+gpu: $(VENV)/.test ## what needs a GPU and is missing, for BUDGET seconds; DATA is CIFAR-10's tar
+	$(PY) -m benchmarks gpu --budget $(BUDGET) $(if $(DATA),--data $(DATA))
 
 tpu: ## compile parts of the networks for TPUs, on any machine; TPU_PROGRAMS='--names resnet50' compiles a network
 	$(MAKE) .venv-tpu/.tpu VENV=.venv-tpu

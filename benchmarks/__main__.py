@@ -24,9 +24,10 @@ BENCHMARKS = {
     "consistency": "crops per second of the shift protocols",
     "input_pipeline": "decoding and transforms, against torchvision's loader",
     "tpu": "networks and parts of them compiled by the TPU's own compiler; only when it is named",
+    "gpu": "what needs a GPU and is missing, benchmarks and training runs, for a budget; only when it is named",
 }
-# Minutes for each program, in an environment of its own (`make tpu`).
-ONLY_BY_NAME = ("tpu",)
+# Minutes for each program, in an environment of its own (`make tpu`); a queue that is never through (`make gpu`).
+ONLY_BY_NAME = ("tpu", "gpu")
 
 USAGE_ERROR = 2
 
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     named = bool(words) and not words[0].startswith("-")
     if named and words[0] not in BENCHMARKS:
-        print(f"unknown benchmark {words[0]!r}: one of {', '.join(BENCHMARKS)}", file=sys.stderr)
+        print(f"unknown benchmark {words[0]!r}: one of {', '.joinBENCHMARKS}", file=sys.stderr)
         return USAGE_ERROR
     # JAX would reserve most of the device's memory for itself, PyTorch's part included.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")

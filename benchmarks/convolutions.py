@@ -19,7 +19,7 @@ NUMBERS = ("NHWC", "HWIO", "NHWC")
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A convolution with `kernel // 2` pixels of zeros around the map."""
+    """A convolution with `kernel // 2` pixels of zeros around the map, or `padding`."""
 
     size: int
     channels: int
@@ -27,17 +27,22 @@ class Layer:
     features: int
     stride: int = 1
     depthwise: bool = False
+    padding: int | None = None
 
     def __str__(self) -> str:
         return f"{self.kernel}x{self.kernel}" + (", depthwise" if self.depthwise else "")
 
     @property
+    def pad(self) -> int:
+        return self.kernel // 2 if self.padding is None else self.padding
+
+    @property
     def out_size(self) -> int:
-        return (self.size + 2 * (self.kernel // 2) - self.kernel) // self.stride + 1
+        return (self.size + 2 * self.pad - self.kernel) // self.stride + 1
 
 
-# By name: ResNet's first convolution and one of each kind of its blocks, its last stage on images of 64x64, and
-# MobileNetV2's.
+# By name: ResNet's first convolution and one of each kind of its blocks, its last stage on images of 64x64,
+# MobileNetV2's, and the first of anti-aliased AlexNet.
 LAYERS = {
     "stem": Layer(224, 3, 7, 64, stride=2),
     "pointwise": Layer(56, 64, 1, 256),
@@ -45,6 +50,7 @@ LAYERS = {
     "small-map": Layer(2, 512, 3, 512),
     "expansion": Layer(28, 32, 1, 192),
     "depthwise": Layer(28, 192, 3, 192, depthwise=True),
+    "alexnet": Layer(224, 3, 11, 64, stride=2, padding=2),
 }
 
 
@@ -129,7 +135,7 @@ def _native(x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **optio
 
 
 def _directed(function: Any, layer: Layer, direction: str) -> Any:
-    pad = layer.kernel // 2
+    pad = layer.pad
     groups = layer.channels if layer.depthwise else 1
 
     def forward(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -144,7 +150,7 @@ def _directed(function: Any, layer: Layer, direction: str) -> Any:
 
 def _reference(layer: Layer, direction: str, x: np.ndarray, kernel: np.ndarray, g: np.ndarray) -> list[np.ndarray]:
     """In float64, tap by tap: the result, or the gradients of map and kernel."""
-    pad, out = layer.kernel // 2, layer.out_size
+    pad, out = layer.pad, layer.out_size
     taps, result = ("c", "nhwc") if layer.depthwise else ("co", "nhwo")
     if layer.depthwise:
         kernel = kernel.squeeze(2)
@@ -174,7 +180,7 @@ def _torch_case(layer: Layer, direction: str, layout: str, arrays: tuple[jax.Arr
     weight = weight.contiguous(memory_format=peers.memory_format(layout))
 
     def forward() -> Any:
-        return torch.nn.functional.conv2d(given, weight, None, layer.stride, layer.kernel // 2, 1, groups)
+        return torch.nn.functional.conv2d(given, weight, None, layer.stride, layer.pad, 1, groups)
 
     if direction == "forward":
         return peers.case(torch.no_grad()(forward))

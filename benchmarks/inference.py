@@ -28,7 +28,7 @@ class Config(Common):
     """Networks; those of the paper's tables by default."""
 
     all: bool = False
-    """All 23 networks."""
+    """All networks of `aa_flax.list_models()`."""
 
     batches: tuple[int, ...] | None = None
     """Batch sizes; 1, 48 and 256 on an accelerator, 1 and 8 on a CPU by default."""
@@ -59,27 +59,27 @@ def run(config: Config) -> int:
     config = dataclasses.replace(config, batches=batches, dtypes=dtypes)
     if config.smoke:
         config = dataclasses.replace(config, batches=(2,), image_size=96)
-    for name in names:
-        if name not in aa_flax.list_models():
-            raise ValueError(f"--models {name}: no such network; `aa_flax.list_models()` has them")
+    chosen = list(networks.variants(names, config.variants, config.filter_size))
     report = Report("inference", config.output)
     reason = peers.missing() if config.torch else "PyTorch's part was left out: --no-torch"
     if reason:
         report.note(reason)
-    for name in names:
-        for variant in (Variant(name, config.filter_size if v == "antialiased" else None) for v in config.variants):
-            _measure(variant, config, report, with_torch=reason is None)
+    for variant in chosen:
+        _measure(variant, config, report, with_torch=reason is None)
     add_costs(report)
     print(report.markdown())
     return 0
 
 
 def _measure(variant: Variant, config: Config, report: Report, *, with_torch: bool) -> None:
-    net = state = want = None
+    state = want = None
     x = networks.images(CHECKED, config.image_size)
-    if with_torch:
+    net = peers.network(variant.name, variant.filter_size) if with_torch else None
+    if with_torch and net is None:
+        report.note(f"{variant}: no package that is installed has such a network")
+    if net is not None:
         peers.allow_tf32()
-        net = peers.randomize(peers.network(variant.name, variant.filter_size))
+        peers.randomize(net)
         state, want = peers.arrays(net), networks.reference_logits(net, x)
     assert config.dtypes is not None
     assert config.batches is not None

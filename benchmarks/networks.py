@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -11,17 +12,20 @@ from flax import nnx
 
 import aa_flax
 from aa_flax.models.base import Network
+from aa_flax.models.registry import MODELS
 from benchmarks import peers
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A network of the zoo, plain (`filter_size` None) or anti-aliased."""
+    """A network of the zoo, plain (`filter_size` None) or anti-aliased; timm's are as their names say."""
 
     name: str
     filter_size: int | None
 
     def __str__(self) -> str:
+        if MODELS[self.name].filter_size is not None:
+            return self.name
         return f"{self.name}_plain" if self.filter_size is None else f"{self.name}_lpf{self.filter_size}"
 
     def create(self, dtype: Any, param_dtype: Any = jnp.float32, state: dict[str, np.ndarray] | None = None) -> Network:
@@ -32,6 +36,26 @@ class Variant:
         model = aa_flax.convert_state_dict(state, str(self), **options)
         model.train()
         return model
+
+
+def variants(names: Sequence[str], kinds: Sequence[str], filter_size: int) -> Iterator[Variant]:
+    """The networks of a benchmark.
+
+    Args:
+        names: which.
+        kinds: "antialiased" and "plain"; timm's networks exist in one form, which is the first.
+        filter_size: taps of the anti-aliased ones.
+
+    Raises:
+        ValueError: there is no such network.
+    """
+    for name in names:
+        if name not in MODELS:
+            raise ValueError(f"--models {name}: no such network; `aa_flax.list_models()` has them")
+    for name in names:
+        own = MODELS[name].filter_size
+        for kind in kinds if own is None else [kind for kind in kinds if kind == "antialiased"]:
+            yield Variant(name, (own or filter_size) if kind == "antialiased" else None)
 
 
 @dataclasses.dataclass

@@ -1,4 +1,4 @@
-"""The PyTorch side: the reference package and torchvision, where they are installed."""
+"""The PyTorch side: the reference package, torchvision and timm, where they are installed."""
 
 import importlib
 import importlib.util
@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from aa_flax.models.registry import MODELS
 from benchmarks.measure import Case
 
 LAYOUTS = ("eager", "channels_last", "compile")
@@ -59,11 +60,20 @@ def torchvision() -> Any:
 
 
 def network(name: str, filter_size: int | None) -> Any:
-    """The reference's network (torchvision's where `filter_size` is None) with its own initial weights, on CPU."""
+    """A peer's network with its own initial weights, on CPU; None where no package that is here has one.
+
+    Plain networks (`filter_size` None) are torchvision's, those with timm's names timm's, all others the reference's.
+    """
     torch().manual_seed(0)
+    if MODELS[name].filter_size is not None:
+        if importlib.util.find_spec("timm") is None:
+            return None
+        torchvision()  # which timm imports
+        return importlib.import_module("timm").create_model(name)
     if filter_size is None:
         return getattr(torchvision().models, name)(weights=None)
-    return getattr(reference(), name)(pretrained=False, filter_size=filter_size)
+    make = getattr(reference(), name, None)
+    return make and make(pretrained=False, filter_size=filter_size)
 
 
 def randomize(net: Any) -> Any:

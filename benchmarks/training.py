@@ -50,7 +50,7 @@ class Config(Common):
     """What to recompute in the backward pass, see `python -m train fit --help`; the first is the one compared."""
 
     eager: bool = True
-    """Measure the reference in eager PyTorch."""
+    """Measure the reference in eager PyTorch, in each of its layouts."""
 
 
 def run(config: Config) -> int:
@@ -61,13 +61,13 @@ def run(config: Config) -> int:
     config = dataclasses.replace(config, batch=4 if config.smoke else batch, dtype=dtype)
     if config.smoke:
         config = dataclasses.replace(config, image_size=96)
+    chosen = list(networks.variants(config.models, config.variants, config.filter_size))
     report = Report("training", config.output)
     reason = peers.missing() if config.torch else "PyTorch's part was left out: --no-torch"
     if reason:
         report.note(reason)
-    for name in config.models:
-        for variant in (Variant(name, config.filter_size if v == "antialiased" else None) for v in config.variants):
-            _measure(variant, config, report, with_torch=reason is None)
+    for variant in chosen:
+        _measure(variant, config, report, with_torch=reason is None)
     add_costs(report)
     print(report.markdown())
     return 0
@@ -133,6 +133,8 @@ def _torch_step(net: Any, layout: str, config: Config) -> Any:
 
 def _measure(variant: Variant, config: Config, report: Report, *, with_torch: bool) -> None:
     net = peers.network(variant.name, variant.filter_size) if with_torch else None
+    if with_torch and net is None:
+        report.note(f"{variant}: no package that is installed has such a network")
     state = None if net is None else peers.arrays(net)
     cases: dict[str, Case] = {}
     memory: dict[str, int | None] = {}
@@ -145,9 +147,8 @@ def _measure(variant: Variant, config: Config, report: Report, *, with_torch: bo
         memory[name] = networks.planned_memory(ours.run)
     if net is not None and state is not None:
         peers.allow_tf32()
-        eager, compiled = peers.layouts(net)[-2:]
-        layouts = [name for name, on in ((eager, config.eager), (compiled, config.compile)) if on]
-        for layout in layouts:
+        layouts = {name: config.compile if "compile" in name else config.eager for name in peers.layouts(net)}
+        for layout in (name for name, asked in layouts.items() if asked):
             net.load_state_dict({k: peers.torch().from_numpy(v) for k, v in state.items()})
             step = _torch_step(copy.deepcopy(net), layout, config)
             losses[f"torch {layout}"] = step().item()

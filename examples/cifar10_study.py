@@ -10,12 +10,12 @@ configuration of `python -m train fit`, made in a sweep so that the seeds of a n
 
 import dataclasses
 import itertools
-import json
+import math
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import flax
 import jax
@@ -24,10 +24,11 @@ import tyro
 
 import aa_flax
 from aa_flax.local_paths import check_local_paths
+from examples.cells import Deadline, Ledger, Line, Resumable
 from train.data import DataConfig, Dataset, open_dataset
 from train.data.sources import ArraySource, Source
 from train.errors import CommandError
-from train.fit.config import TrainConfig
+from train.fit.config import TrainConfig, validate
 from train.fit.presets import preset
 from train.fit.step import TrainState
 from train.fit.sweep import Program, Sweep
@@ -38,14 +39,11 @@ Recipe = Literal["scratch", "finetune", "longer"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Study:
+class Study(Resumable):
     """Train networks plain and anti-aliased on CIFAR-10 and measure them."""
 
     data: Path
     """The tar of JPEG files, or its extracted folder."""
-
-    output: Path
-    """One JSON line a run is added here; runs found there are not repeated."""
 
     models: tuple[str, ...] = ("resnet18",)
     """Names of networks."""
@@ -69,6 +67,15 @@ class Study:
     batch: int = 256
     """Images an update."""
 
+    rate: float = 1.0
+    """Multiple of the learning rate of the trainer's recipe."""
+
+    warmup_epochs: int = 2
+    """Epochs over which the rate rises from zero."""
+
+    clip_norm: float | None = None
+    """Scale gradients down to this norm."""
+
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Number format of the computation."""
 
@@ -78,8 +85,8 @@ class Study:
     small: bool = False
     """Minutes on a CPU: 32x32 images, a fortieth of them, two epochs, one seed, plain against 4 taps."""
 
-    limit: float | None = None
-    """Start no run after this many seconds."""
+    like: tuple[Path, ...] = ()
+    """Outputs of other studies, to guess from how long the first run of a network takes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,10 +100,21 @@ class Run:
     seed: int
     epochs: int
     batch: int
+    rate: float = 1.0
+    warmup_epochs: int = 2
+    clip_norm: float | None = None
 
     @property
     def spec(self) -> str:
         return f"{self.model}_lpf{self.filter_size}" if self.filter_size else f"{self.model}_plain"
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        return self.spec, self.augment
+
+    def __str__(self) -> str:
+        steadied = "" if self.clip_norm is None else f", rate x {self.rate:g}, clipped"
+        return f"{self.spec} {self.augment} {self.recipe} seed {self.seed}{steadied}"
 
 
 def small_form(study: Study) -> Study:
@@ -131,9 +149,9 @@ def scaled_recipe(spec: str, *, batch: int) -> TrainConfig:
 def config_of(run: Run, study: Study) -> TrainConfig:
     """The trainer's own recipe for CIFAR-10, with the length, batch and number format of the study."""
     recipe = scaled_recipe(run.spec, batch=run.batch)
-    optim = recipe.optim
+    lr, warmup = recipe.optim.lr * run.rate, run.warmup_epochs
     if run.recipe == "finetune":
-        optim = dataclasses.replace(optim, lr=optim.lr * FINETUNE_RATE, warmup_epochs=0)
+        lr, warmup = lr * FINETUNE_RATE, 0
     augment = "standard" if run.augment == "shift" else "no_shift"
     size = 32 if study.small else 64
     return dataclasses.replace(
@@ -142,7 +160,7 @@ def config_of(run: Run, study: Study) -> TrainConfig:
         epochs=run.epochs,
         dtype=study.dtype,
         data=dataclasses.replace(recipe.data, dir=study.data, image_size=size, augment=augment),
-        optim=optim,
+        optim=dataclasses.replace(recipe.optim, lr=lr, warmup_epochs=warmup, clip_norm=run.clip_norm),
     )
 
 
@@ -150,51 +168,46 @@ def runs_of(study: Study, model: str, taps: int) -> Iterator[Run]:
     """The runs of one network, in the order they are made."""
     extra = round(study.epochs * FINETUNE_SHARE)
     epochs = {"scratch": study.epochs, "finetune": extra, "longer": study.epochs + extra}
+    common = {name: getattr(study, name) for name in ("batch", "rate", "warmup_epochs", "clip_norm")}
     for recipe, augment, seed in itertools.product(study.recipes, study.augment, study.seeds):
         if taps or recipe == "scratch":
-            length = {"epochs": epochs[recipe], "batch": study.batch}
-            yield Run(model=model, filter_size=taps, augment=augment, recipe=recipe, seed=seed, **length)
+            own = {"augment": augment, "recipe": recipe, "seed": seed, "epochs": epochs[recipe]}
+            yield Run(model=model, filter_size=taps, **own, **common)
 
 
-def finished(output: Path) -> set[Run]:
-    """The runs that a file already holds."""
-    if not output.exists():
-        return set()
-    names = [field.name for field in dataclasses.fields(Run)]
-    lines = [json.loads(line) for line in output.read_text().splitlines()]
-    return {Run(**{name: line[name] for name in names}) for line in lines}
+def ledger_of(study: Study) -> Ledger[Run]:
+    """What is missing, and what is there."""
+    networks = itertools.product(study.models, sorted(study.filters))
+    wanted = [run for model, taps in networks for run in runs_of(study, model, taps)]
+    return Ledger(Run, study.output, wanted, like=study.like)
 
 
-def make(run: Run, study: Study, sweep: Sweep) -> TrainState:
-    """Trains and measures, and writes the line."""
+def make(run: Run, study: Study, sweep: Sweep, deadline: Deadline) -> Line:
+    """Trains and measures: a line of the output."""
     config, start = config_of(run, study), None
     if run.recipe == "finetune":
         # The plain network is trained again: the same seed gives the same weights.
         plain = dataclasses.replace(run, filter_size=0, recipe="scratch", epochs=study.epochs)
-        start, _ = sweep.train(config_of(plain, study))
+        start, _ = sweep.train(config_of(plain, study), progress=deadline.check)
     began = time.perf_counter()
-    state, loss = sweep.train(config, start)
+    state, loss = sweep.train(config, start, deadline.check)
     trained = time.perf_counter()
-    figures = sweep.program(config).measure(state.params, state.stats)
+    program = sweep.program(config)
+    learned = math.isfinite(loss)
+    figures = program.measure(state.params, state.stats) if learned else {}
     line = {
         **dataclasses.asdict(run),
         **{name: round(value, 4) for name, value in figures.items()},
-        "loss": round(loss, 5),
+        "loss": round(loss, 5) if learned else None,
         "train_seconds": round(trained - began, 1),
         "measure_seconds": round(time.perf_counter() - trained, 1),
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
         "flax": flax.__version__,
     }
-    append_line(study.output, line)
-    print(json.dumps(line), file=sys.stderr)
-    return state
-
-
-def append_line(path: Path, line: dict[str, Any]) -> None:
-    """Adds a line of JSON in one write, so that a process that is killed leaves a whole line or none."""
-    with path.open("ab", buffering=0) as file:
-        file.write(json.dumps(line).encode() + b"\n")
+    if study.save is not None and learned and (run.recipe, run.augment, run.seed) == ("scratch", "shift", 0):
+        save(study.save, run, program, state)
+    return line
 
 
 def save(directory: Path, run: Run, program: Program, state: TrainState) -> None:
@@ -215,19 +228,14 @@ def main(study: Study) -> None:
     """Makes the runs that are missing."""
     check_local_paths(study)
     study = small_form(study) if study.small else study
-    done, began = finished(study.output), time.perf_counter()
-    networks = itertools.product(study.models, sorted(study.filters))
-    wanted = [run for model, taps in networks for run in runs_of(study, model, taps) if run not in done]
-    configs = [config_of(run, study) for run in wanted]
-    study.output.parent.mkdir(parents=True, exist_ok=True)
+    deadline, ledger = Deadline(study.budget), ledger_of(study)
+    for run in ledger.missing:
+        validate(config_of(run, study))
+    if study.dry_run or not ledger.missing:
+        ledger.show()
+        return
     sweep = Sweep(few_images if study.small else open_dataset)
-    for run, config in zip(wanted, configs, strict=True):
-        if study.limit is not None and time.perf_counter() - began > study.limit:
-            print(f"stopped after {study.limit:.0f} s; the same command goes on", file=sys.stderr)
-            return
-        state = make(run, study, sweep)
-        if study.save is not None and run.recipe == "scratch" and run.augment == "shift" and run.seed == 0:
-            save(study.save, run, sweep.program(config), state)
+    ledger.make_all(lambda run: make(run, study, sweep, deadline), deadline)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from aa_flax import consistency
+from examples.cells import Line
 from examples.cifar10_study import few_images, scaled_recipe
 from train.data import DataConfig, Dataset, evaluation_batches, open_dataset
 from train.data.channels import network_input
@@ -23,7 +24,6 @@ from train.fit.network import abstract_network
 from train.fit.step import TrainState, split_model
 from train.fit.sweep import Sweep
 
-Line = dict[str, Any]
 Forward = Callable[[Any], jax.Array]
 
 
@@ -97,6 +97,10 @@ class Cell:
     method: str
     model: str
     seed: int
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        return self.method, self.model
 
     def __str__(self) -> str:
         return f"{self.method} {self.model} seed {self.seed}"
@@ -234,7 +238,7 @@ class Runner:
 
     def _forward(self, cell: Cell, state: TrainState) -> Forward:
         """The network with a run's weights, in float32, as a compiled function of images."""
-        key = cell.method, cell.model
+        key = cell.kind
         if key not in self._logits:
             config = dataclasses.replace(self._config(cell), dtype="float32")
             network = abstract_network(config, self._dataset.num_classes)

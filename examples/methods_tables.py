@@ -7,23 +7,23 @@ Numbers are means over the seeds with their standard error; of a single seed, wi
 """
 
 import dataclasses
-import json
 import sys
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
 import tyro
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from aa_flax.files import write_atomically
 from aa_flax.local_paths import check_local_paths
-from examples.methods_runs import METHODS, MODELS
+from examples.cells import Line
+from examples.cells import read as read_cells
+from examples.methods_runs import METHODS, MODELS, Cell
+from examples.page import put_into
+from train.errors import CommandError
 
-Line = dict[str, Any]
 Key = tuple[str, str]
 MEASURES = {
     "accuracy": "accuracy",
@@ -37,7 +37,6 @@ PANELS = {"crop": "crop consistency (%)", "circular": "circular consistency (%)"
 # Okabe and Ito's colours, told apart by people with any colour vision; shapes repeat what they say.
 COLOURS = ("#000000", "#e69f00", "#d55e00", "#56b4e9", "#0072b2", "#009e73", "#cc79a7", "#999999", "#8c564b", "#882255")
 MARKERS = "osDv^<>Pp*"
-BEGIN, END = "<!-- written by examples.methods_tables: begin -->", "<!-- end -->"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,16 +57,11 @@ def read(path: Path) -> dict[Key, list[Line]]:
     """Runs by (model, method) in the order of the tables, each list in the order of seeds.
 
     Raises:
-        OSError: if the file cannot be read.
-        ValueError: if it holds anything but runs of the comparison.
+        CommandError: a line that is no run of the comparison.
     """
     found: dict[Key, list[Line]] = defaultdict(list)
-    for number, text in enumerate(path.read_text().splitlines(), 1):
-        try:
-            line = json.loads(text)
-            found[line["model"], line["method"]].append(line)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: not a run of examples.methods_comparison") from error
+    for cell, line in read_cells(path, Cell).items():
+        found[cell.model, cell.method].append(line)
     models = [*MODELS, *sorted({model for model, _ in found} - set(MODELS))]
     order = [(model, method) for model in models for method in METHODS]
     return {key: sorted(found[key], key=lambda line: line["seed"]) for key in order if key in found}
@@ -138,33 +132,19 @@ def draw_panel(axes: Axes, runs: dict[str, list[Line]], measure: str) -> None:
     axes.grid(alpha=0.3)
 
 
-def put_into(page: Path, tables: str) -> None:
-    """Writes the tables between the marks of a page.
-
-    Raises:
-        ValueError: if the page has no such place.
-    """
-    text = page.read_text()
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"{page} has no place for the tables: it needs the lines {BEGIN} and {END}")
-    write_atomically(page, f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}".encode())
-
-
 def main(tables: Tables) -> None:
     """Writes the tables that the results allow."""
     check_local_paths(tables)
     files = {path: runs for path in tables.results if (runs := read(path))}
     if not files:
-        raise ValueError("the results hold no run")
+        raise CommandError("the results hold no run")
     parts = []
     for path, runs in files.items():
         parts += [terms(path, runs), *(table(runs, model) for model in dict.fromkeys(model for model, _ in runs))]
     if tables.page is None:
         print("\n\n".join(parts))
     else:
-        put_into(tables.page, "\n\n".join(parts))
+        put_into(tables.page, "\n\n".join(parts), "examples.methods_tables")
     if tables.picture is not None:
         draw(next(iter(files.values())), tables.picture)
 
@@ -172,6 +152,6 @@ def main(tables: Tables) -> None:
 if __name__ == "__main__":
     try:
         main(tyro.cli(Tables, description=__doc__))
-    except (OSError, ValueError) as error:
+    except (CommandError, OSError, ValueError) as error:
         print(f"methods_tables: {error}", file=sys.stderr)
         sys.exit(2)

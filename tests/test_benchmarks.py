@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import measure, training
+from aa_flax import list_models
+from aa_flax.models.specs import parse_spec
+from benchmarks import measure, networks, training
 from benchmarks.__main__ import BENCHMARKS, ONLY_BY_NAME, main
 from benchmarks.report import Report, table
 
@@ -36,8 +38,16 @@ def test_blurpool(tmp_path):
 
 def test_convolutions(tmp_path):
     report = _run(tmp_path, "convolutions", "--no-torch")
-    assert {title: len(rows) for title, rows in report["tables"].items()} == {"Forward": 6, "Backward": 6}
+    assert {title: len(rows) for title, rows in report["tables"].items()} == {"Forward": 7, "Backward": 7}
     assert all(row["XLA / ours"] > 0 for rows in report["tables"].values() for row in rows)
+
+
+def test_all_networks_have_the_forms_that_exist():
+    chosen = [*networks.variants(["resnetblur18", "resnet18"], ("plain", "antialiased"), 5)]
+    assert [*map(str, chosen)] == ["resnetblur18", "resnet18_plain", "resnet18_lpf5"]
+    everything = [*networks.variants(list_models(), ("antialiased", "plain"), 4)]
+    assert all(parse_spec(str(variant)) == (variant.name, variant.filter_size) for variant in everything)
+    assert {variant.name for variant in everything} == set(list_models())
 
 
 @pytest.mark.slow
@@ -108,6 +118,7 @@ def test_consistency(tmp_path):
     [
         (["blur"], "unknown benchmark 'blur'"),
         (["inference", "--models", "resnet5", "--no-torch"], "--models resnet5: no such network"),
+        (["training", "--models", "resnet5", "--no-torch"], "--models resnet5: no such network"),
         (["blurpool", "--maps", "7", "--no-torch"], "--maps 7 is none of"),
         (["convolutions", "--layers", "first", "--no-torch"], "--layers first is none of"),
         (["consistency", "--data", "/nowhere", "--no-torch"], "data directory /nowhere does not exist"),

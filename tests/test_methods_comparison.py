@@ -1,9 +1,9 @@
 """The comparison of methods: its bookkeeping, a run of it, and what is made of its lines."""
 
 import dataclasses
+import functools
 import itertools
 import json
-import math
 from pathlib import Path
 from statistics import mean
 
@@ -14,8 +14,10 @@ from flax import nnx
 
 from examples import methods_comparison as comparison
 from examples import methods_tables as tables
-from examples.methods_comparison import Comparison, cells_of, expected_seconds, make_all, read
+from examples.cells import BudgetSpent, Deadline, Ledger, read
+from examples.methods_comparison import Comparison, cells_of, compile_next, ledger_of
 from examples.methods_runs import METHODS, MODELS, SMALL, Cell, Runner, Terms, config_of
+from examples.page import END, begin, put_into
 from tests.small_train import SMALL_STAGES
 from train.data import DataConfig
 from train.data.channels import network_input
@@ -63,15 +65,16 @@ def test_every_run_is_one_that_the_trainer_makes_on_equal_terms(tmp_path):
 def test_a_run_is_made_measured_and_written(tmp_path, monkeypatch):
     monkeypatch.setattr("aa_flax.models.mobilenet.STAGES", SMALL_STAGES)
     data = DataConfig(name="synthetic", image_size=16, synthetic_size=48)
-    runner, done, output = Runner(TERMS, data), {}, asked(tmp_path)
+    runner, output = Runner(TERMS, data), tmp_path / "runs.jsonl"
     cells = [Cell(method="blur3", model="mobilenet_v2", seed=seed) for seed in (0, 1)]
-    with pytest.raises(TimeoutError):
-        make_all(runner, cells, output, done, ends=0.0)
-    assert not output.output.exists()
-    make_all(runner, cells, output, done, ends=math.inf)
-    assert read(output.output, TERMS) == done
-    assert [*done] == cells
-    first, second = done.values()
+    spent = Deadline(0.0, clock=iter(range(99)).__next__)
+    with pytest.raises(BudgetSpent):
+        runner.make(cells[0], spent.check)
+    ledger = Ledger(Cell, output, cells)
+    ledger.make_all(lambda cell: runner.make(cell, Deadline(None).check), Deadline(None))
+    assert read(output, Cell, dataclasses.asdict(TERMS)) == ledger.done
+    assert [*ledger.done] == cells
+    first, second = ledger.done.values()
     assert first["accuracy"] != second["accuracy"] or first["loss"] != second["loss"]
     assert first["worst"] <= first["accuracy"]
     # The same weights, asked without any protocol.
@@ -106,15 +109,12 @@ class Scribe(Runner):
 
 def test_programs_are_compiled_a_few_ahead_of_the_runs(tmp_path):
     methods = ("plain", "aps", "blur3", "blur4", "lps")
-    wanted = asked(tmp_path, methods=methods, models=("resnet18",), seeds=(0, 1))
+    cells = cells_of(asked(tmp_path, methods=methods, models=("resnet18",), seeds=(0, 1)))
     runner = Scribe()
-    make_all(runner, cells_of(wanted), wanted, {}, math.inf, at_once=3)
+    ahead = functools.partial(compile_next, runner, at_once=3)
+    Ledger(Cell, tmp_path / "runs.jsonl", cells).make_all(lambda cell: runner.make(cell, print), Deadline(None), ahead)
     first = ["plain", "plain!", "aps", "blur3", "blur4", "aps!", "blur3!", "blur4!", "lps", "lps!"]
     assert runner.made == [*first, *(f"{method}!" for method in methods)]
-    runner = Scribe()
-    with pytest.raises(TimeoutError):
-        make_all(runner, cells_of(wanted), wanted, {}, 0.0, at_once=3)
-    assert not runner.waiting
 
 
 def test_a_run_that_fails_is_a_line_too(tmp_path, monkeypatch):
@@ -132,13 +132,13 @@ def test_a_run_that_fails_is_a_line_too(tmp_path, monkeypatch):
 def test_runs_are_known_again_and_others_refused(tmp_path):
     cells = cells_of(asked(tmp_path, methods=("plain", "aps")))
     path = write(tmp_path / "runs.jsonl", [line(cell) for cell in cells[:3]])
-    assert [*read(path, TERMS)] == cells[:3]
+    assert [*read(path, Cell, dataclasses.asdict(TERMS))] == cells[:3]
     with pytest.raises(CommandError, match="holds runs with epochs 3, these would have 8: give another --output"):
-        read(path, dataclasses.replace(TERMS, epochs=8))
+        ledger_of(asked(tmp_path))
     with path.open("a") as file:
         file.write('{"method": "plain"}\n')
-    with pytest.raises(CommandError, match="line 4: not a run of"):
-        read(path, TERMS)
+    with pytest.raises(CommandError, match=r"line 4: not a run of examples\.methods_runs"):
+        read(path, Cell, dataclasses.asdict(TERMS))
     with pytest.raises(CommandError, match="--methods apz: there are plain, blur3"):
         cells_of(asked(tmp_path, methods=("apz",)))
 
@@ -149,12 +149,12 @@ def test_a_dry_run_lists_what_is_missing(tmp_path, capsys):
     write(wanted.output, [line(plain, SMALL, train_seconds=9.0), line(aps, SMALL)])
     comparison.main(wanted)
     assert capsys.readouterr().out.splitlines() == [
-        f"{'plain resnet18 seed 1':32}    10 s",
-        f"{'aps resnet18 seed 1':32}     4 s",
+        f"{'plain resnet18 seed 1':44}    10 s",
+        f"{'aps resnet18 seed 1':44}     4 s",
         "2 runs are missing, 2 are there; 14 s are expected",
     ]
-    assert expected_seconds(plain, {}) is None
-    assert expected_seconds(Cell(method="ddac", model="resnet18", seed=0), read(wanted.output, SMALL)) == mean([10, 4])
+    ddac = Cell(method="ddac", model="resnet18", seed=0)
+    assert ledger_of(wanted).expected(ddac, ()) == mean([10, 4])
 
 
 def test_tables_have_means_and_standard_errors(tmp_path):
@@ -181,7 +181,7 @@ def test_tables_take_their_place_in_the_page(tmp_path, capsys):
     cells = [Cell(method=m, model=n, seed=0) for m, n in itertools.product(("plain", "ddac"), MODELS)]
     path = write(tmp_path / "runs.jsonl", [line(cell) for cell in cells])
     page = tmp_path / "page.md"
-    page.write_text(f"# Head\n\n{tables.BEGIN}\nold\n{tables.END}\n\nTail\n")
+    page.write_text(f"# Head\n\n{begin('examples.methods_tables')}\nold\n{END}\n\nTail\n")
     tables.main(tables.Tables(results=(path,), page=page, picture=tmp_path / "picture.png"))
     text = page.read_text()
     assert text.startswith("# Head\n")
@@ -191,9 +191,9 @@ def test_tables_take_their_place_in_the_page(tmp_path, capsys):
     tables.main(tables.Tables(results=(path,)))
     assert capsys.readouterr().out.strip() in text
     page.write_text("no place\n")
-    with pytest.raises(ValueError, match="has no place for the tables"):
-        tables.put_into(page, "x")
-    with pytest.raises(ValueError, match="line 1: not a run of"):
+    with pytest.raises(CommandError, match="has no place for the tables"):
+        put_into(page, "x", "examples.methods_tables")
+    with pytest.raises(CommandError, match="line 1: not a run of"):
         tables.read(write(tmp_path / "other.jsonl", [{"model": "resnet18"}]))
 
 
@@ -203,6 +203,7 @@ def test_the_page_holds_the_tables_of_the_raw_results():
     for name, common in {"methods": Terms(), "methods-small": SMALL}.items():
         path = docs / "results" / f"{name}.jsonl"
         runs = tables.read(path)
-        assert sum(map(len, runs.values())) == len(read(path, common)) == len(path.read_text().splitlines())
+        lines = read(path, Cell, dataclasses.asdict(common))
+        assert sum(map(len, runs.values())) == len(lines) == len(path.read_text().splitlines())
         assert tables.terms(path, runs) in page
         assert all(tables.table(runs, model) in page for model, _ in runs)
