@@ -12,15 +12,7 @@ from jax import lax
 
 from aa_flax.axes import check_floating, per_axis, spatial_axes
 from aa_flax.dtypes import at_least_float32
-
-
-def _stays(a: jax.Array, b: jax.Array) -> jax.Array:
-    # jnp.maximum would split the gradient of a tie, and lose PyTorch's; here the first one takes all of it.
-    return (a >= b) | jnp.isnan(a)
-
-
-def _larger(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.where(_stays(a, b), a, b)
+from aa_flax.window_max import lowest, shifted, window_max
 
 
 @jax.named_scope("maximum")
@@ -59,51 +51,10 @@ def max_pool(
 
 def pad_lowest(x: jax.Array, axes: Sequence[int], pads: Sequence[tuple[int, int]]) -> jax.Array:
     """Pads axes, (before, after) for each of them, by what no maximum takes: minus infinity, or the least number."""
-    lowest = -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
     margins = [(0, 0, 0)] * x.ndim
     for axis, (low, high) in zip(axes, pads, strict=True):
         margins[axis] = (low, high, 0)
-    return lax.pad(x, jnp.asarray(lowest, x.dtype), margins)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
-def window_max(x: jax.Array, axes: tuple[int, ...], sizes: tuple[int, ...], strides: tuple[int, ...]) -> jax.Array:
-    """The maximum over windows along any axes, without padding: window and stride for each of them."""
-    # Columns, then rows: of several equal maxima the first in reading order wins, as in PyTorch.
-    for axis, size, stride in reversed(list(zip(axes, sizes, strides, strict=True))):
-        x = functools.reduce(_larger, _shifted(x, axis, size, stride))
-    return x
-
-
-@window_max.defjvp
-def _window_max_jvp(axes: tuple[int, ...], sizes: tuple[int, ...], strides: tuple[int, ...], primals, tangents):
-    # What is kept for the backward pass is one byte a window, the place of its maximum, where differentiating the
-    # selections above would keep a byte for each of them.
-    value, *others = _in_windows(primals[0], axes, sizes, strides)
-    place = jnp.zeros(value.shape, jnp.uint8 if len(others) < 256 else jnp.int32)
-    for i, other in enumerate(others, 1):
-        stays = _stays(value, other)
-        value, place = jnp.where(stays, value, other), jnp.where(stays, place, i)
-    moved = [jnp.where(place == i, t, 0) for i, t in enumerate(_in_windows(tangents[0], axes, sizes, strides))]
-    return value, functools.reduce(jnp.add, moved)
-
-
-def _in_windows(
-    x: jax.Array, axes: tuple[int, ...], sizes: tuple[int, ...], strides: tuple[int, ...]
-) -> list[jax.Array]:
-    """The samples of every window, in reading order."""
-    samples = [x]
-    for axis, size, stride in zip(axes, sizes, strides, strict=True):
-        samples = [one for sample in samples for one in _shifted(sample, axis, size, stride)]
-    return samples
-
-
-def _shifted(x: jax.Array, axis: int, size: int, stride: int) -> list[jax.Array]:
-    """The samples of every window along one axis: first ones, second ones, and so on."""
-    if x.shape[axis] < size:
-        raise ValueError(f"a pooling window of {size} is larger than axis {axis} of the map, shape {x.shape}")
-    span = (x.shape[axis] - size) // stride * stride + 1
-    return [lax.slice_in_dim(x, i, i + span, stride, axis) for i in range(size)]
+    return lax.pad(x, lowest(x.dtype), margins)
 
 
 def avg_pool(x: jax.Array, window: int | Sequence[int], stride: int | Sequence[int]) -> jax.Array:
@@ -127,7 +78,7 @@ def avg_pool(x: jax.Array, window: int | Sequence[int], stride: int | Sequence[i
     y = x.astype(at_least_float32(x.dtype))
     sizes, strides = per_axis("window", window, 2), per_axis("stride", stride, 2)
     for axis, size, step in reversed(list(zip(axes, sizes, strides, strict=True))):
-        y = functools.reduce(jnp.add, _shifted(y, axis, size, step)) / size
+        y = functools.reduce(jnp.add, shifted(y, axis, size, step)) / size
     return y.astype(x.dtype)
 
 

@@ -26,6 +26,7 @@ from aa_flax.axes import per_axis
 from aa_flax.downsample import Downsample
 from aa_flax.dtypes import at_least_float32
 from aa_flax.meshes import require_whole
+from aa_flax.window_max import window_max
 
 BLURRED_SCOPE = "blurred="
 Padding = str | Sequence[tuple[int, int]]
@@ -134,7 +135,7 @@ def dense_max(x: jax.Array, axes: Sequence[int], window: Sequence[int], pads: Se
     """The maximum over windows one sample apart, along any axes."""
     x = plain_pooling.pad_lowest(x, axes, pads)
     for axis, size in zip(reversed(axes), reversed(window), strict=True):
-        x = plain_pooling.window_max(x, (axis,), (size,), (1,))
+        x = window_max(x, (axis,), (size,), (1,))
     return x
 
 
