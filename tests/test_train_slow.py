@@ -44,14 +44,16 @@ def test_twenty_runs_are_killed_and_end_as_the_undisturbed_one(tmp_path, cache, 
     assert sum("while writing" in moment for moment in moments) >= 5, moments
 
 
-def test_eight_devices_and_two_processes_have_the_losses_of_one_device(tmp_path, cache, undisturbed):
-    finish(start(*SMALL, "--run-dir", str(tmp_path / "eight"), cache=cache, devices=8))
-    for process in start_pair(tmp_path / "pair", cache=cache):
+def test_8_and_64_devices_and_two_processes_have_the_losses_of_one_device(tmp_path, cache):
+    # An image for each device.
+    words = (*SMALL, "--batch", "64", "--data.synthetic-size", "512")
+    for devices in (1, 8, 64):
+        finish(start(*words, "--run-dir", str(tmp_path / str(devices)), cache=cache, devices=devices))
+    for process in start_pair(tmp_path / "pair", cache=cache, words=words):
         finish(process)
-    for name in ("eight", "pair"):
-        assert_losses_agree(tmp_path / name, undisturbed)
-        scores = [line["accuracy"] for line in lines(tmp_path / name, "validation")]
-        assert len(scores) == 3
+    for name in ("8", "64", "pair"):
+        assert_losses_agree(tmp_path / name, tmp_path / "1")
+        assert len(lines(tmp_path / name, "validation")) == 3
 
 
 def test_a_run_moves_from_one_device_to_eight_and_back(tmp_path, cache, undisturbed):

@@ -7,12 +7,13 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from aa_flax.printable import printable
@@ -107,13 +108,14 @@ def start(config: LaunchConfig) -> None:
 
 
 def _check_equal_shares() -> None:
-    """Refuses processes with different numbers of devices: they could not share a batch evenly."""
-    counts = collections.Counter(device.process_index for device in jax.devices())
-    least, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
-    if counts[least] != counts[most]:
-        raise CommandError(
-            f"process {most} has {counts[most]} devices and process {least} {counts[least]}: give each as many"
-        )
+    """Refuses processes or slices with different numbers of devices: they could not share a batch evenly."""
+    for part in ("process", "slice"):
+        counts = collections.Counter(getattr(device, f"{part}_index", 0) for device in jax.devices())
+        least, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+        if counts[least] != counts[most]:
+            raise CommandError(
+                f"{part} {most} has {counts[most]} devices and {part} {least} {counts[least]}: give each as many"
+            )
 
 
 class Watch:
@@ -207,7 +209,7 @@ class Placement:
     @classmethod
     def of_all_devices(cls) -> "Placement":
         """A mesh over every device of every process."""
-        return cls(jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,)))
+        return cls(jax.sharding.Mesh(in_a_row(jax.devices()), ("data",), axis_types=(AxisType.Auto,)))
 
     @property
     def replicated(self) -> NamedSharding:
@@ -232,6 +234,18 @@ class Placement:
         """
         placed = jax.tree.map(lambda x: self.put(np.asarray(jax.device_get(x))), tree)
         return jax.jit(lambda t: jax.tree.map(jnp.copy, t))(placed)
+
+
+def in_a_row(devices: Sequence[Any]) -> np.ndarray:
+    """Devices in an order in which neighbours reach each other fast.
+
+    Those of one slice of a TPU lie together: between slices is a network that is slower by far, and XLA then sums
+    within each slice before it sums over them.
+    """
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh((len(devices),), devices)
+    return mesh_utils.create_hybrid_device_mesh((len(devices) // slices,), (slices,), devices)
 
 
 def check_batch(batch: int, accumulate: int, devices: int) -> None:

@@ -17,6 +17,7 @@ from aa_flax.weights.store import load_weights
 from train.data import Dataset
 from train.errors import CommandError
 from train.fit.config import TrainConfig, network_spec
+from train.fit.gradients import widen_gradients
 from train.networks import named_weights
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,8 @@ def create_network(config: TrainConfig, num_classes: int) -> Network:
     for _, layer in nnx.iter_modules(model):
         if isinstance(layer, BatchNorm):
             layer.group_size = config.bn_group
+    if config.dtype != "float32":
+        widen_gradients(model)
     return model
 
 
