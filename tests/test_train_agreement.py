@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from train.errors import CommandError
 from train.fit import agreement
 from train.fit.agreement import AgreedError, disagreements, prove_shared, require_same, together
 from train.fit.distributed import Watch
+from train.fit.heartbeat import silent_processes
 from train.fit.optim import OptimConfig
 from train.fit.presets import preset
 from train.fit.record import OWN, plain, shared_options
@@ -142,6 +144,15 @@ def test_waiting_is_told_as_long_as_nothing_moves(capsys):
     assert said.startswith("waiting for them since 0 s: look after them\n")
 
 
+def test_a_process_is_silent_once_its_sign_is_old():
+    heard: dict[str, tuple[str, float]] = {}
+    assert silent_processes(heard, [("a/0", "0"), ("a/1", "0")], now=0, timeout=10) == []
+    assert silent_processes(heard, [("a/0", "1"), ("a/1", "1")], now=10, timeout=10) == []
+    assert silent_processes(heard, [("a/0", "2"), ("a/1", "1"), ("a/12", "0")], now=20, timeout=10) == []
+    assert silent_processes(heard, [("a/0", "3"), ("a/1", "1"), ("a/12", "1")], now=21, timeout=10) == ["1"]
+    assert silent_processes(heard, [("a/0", "4"), ("a/1", "2"), ("a/12", "1")], now=22, timeout=10) == []
+
+
 def test_a_missing_process_is_waited_for_and_named():
     program = (
         "import sys; from train.fit.distributed import LaunchConfig, start\n"
@@ -218,3 +229,13 @@ def test_when_a_process_dies_the_other_ends_with_a_line(tmp_path, dead):
     last = finish(pair[1 - dead], code=2).strip().splitlines()[-1]
     assert last.startswith(f"error: process {1 - dead}: another process of this run is gone")
     assert "Start them all again" in last
+
+
+@pytest.mark.slow
+def test_when_a_process_hangs_the_other_names_it(tmp_path):
+    pair = start_pair(tmp_path / "run", "--epochs", "500", "--heartbeat-timeout", "10", cache=tmp_path / "c", devices=1)
+    wait_for_step(pair[0], tmp_path / "run", 10)
+    pair[1].send_signal(signal.SIGSTOP)
+    last = finish(pair[0], code=2).strip().splitlines()[-1]
+    kill(pair[1])
+    assert last.startswith("error: process 0: no sign of life from process 1 for 10 s; all processes end")

@@ -134,5 +134,4 @@ def test_what_is_recomputed_backward_stays_so():
 
             residuals = jax.eval_shape(lambda p, f=of_params: jax.vjp(f, p)[1], params)
             kept[remat, wide] = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(residuals))
-    print(kept)
     assert kept["keep_convs", True] < kept["none", True]

@@ -21,6 +21,7 @@ from train.fit.checkpoint import quiet_storage_library
 from train.fit.config import TrainConfig, validate
 from train.fit.display import Display, duration, summary
 from train.fit.distributed import UPDATE_PATIENCE, LaunchConfig, Placement, Watch, check_batch, is_lead, leave, start
+from train.fit.heartbeat import watch_over
 from train.fit.inputs import dataset_facts
 from train.fit.interrupt import Interrupt
 from train.fit.loop import Ending, train
@@ -105,6 +106,7 @@ def run(config: TrainConfig, *, report: bool = True) -> int:
     if config.compilation_cache is not None:
         jax.config.update("jax_compilation_cache_dir", str(config.compilation_cache.absolute()))
     start(config.launch)
+    watch_over(config.launch)
     if jax.process_count() > 1:
         require_same({**shared_options(config), **code()}, "Start all of them with the same options and the same code")
     placement = Placement.of_all_devices()
@@ -154,7 +156,7 @@ def _to_the_end(opened: Run) -> Ending:
         if jax.process_count() == 1:
             return train(opened)
         advice = (
-            "compiling or slow storage, or one of them has stopped or is gone; JAX ends all after "
+            "compiling or slow storage, or one of them has stopped or is gone; all end after "
             f"--heartbeat-timeout {opened.config.launch.heartbeat_timeout} s without it, and the same command, given "
             "to all of them, continues"
         )

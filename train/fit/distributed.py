@@ -96,7 +96,7 @@ def start(config: LaunchConfig) -> None:
                 count,
                 this,
                 initialization_timeout=config.start_timeout + SLACK,
-                heartbeat_timeout_seconds=config.heartbeat_timeout,
+                heartbeat_timeout_seconds=config.heartbeat_timeout + SLACK,
             )
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
@@ -158,7 +158,7 @@ class Watch:
             if sign != last:
                 since, last, patience = now, sign, self._patience
             elif self._limit is not None and now - since >= self._limit:
-                _last_words(f"error: waited {self._limit:g} s for {self._what}: {self._advice}")
+                last_words(f"error: waited {self._limit:g} s for {self._what}: {self._advice}")
             elif now - since >= patience:
                 print(
                     f"waiting for {self._what} since {now - since:.0f} s: {self._advice}", file=sys.stderr, flush=True
@@ -166,7 +166,7 @@ class Watch:
                 patience *= 2
 
 
-def _last_words(message: str, *, linger: float = 0.0) -> NoReturn:
+def last_words(message: str, *, linger: float = 0.0) -> NoReturn:
     """Ends this process at once, with code 2.
 
     The orderly end of JAX and of the storage library waits for the processes that are gone.
@@ -189,7 +189,7 @@ def leave(error: BaseException) -> NoReturn:
         reason = f"another process of this run is gone ({reason[:200]})"
     elif not isinstance(error, CommandError | OSError):
         traceback.print_exception(error)
-    _last_words(
+    last_words(
         f"error: process {jax.process_index()}: {reason}; all processes end. Start them all again: "
         "the run goes on from its last checkpoint",
         linger=LEAD_LINGERS if is_lead() else 0.0,
