@@ -15,7 +15,7 @@ from train.fit.distributed import LaunchConfig, Watch, is_lead, last_words
 ALIVE, GONE = "aa_flax/alive/", "aa_flax/gone/"
 # Within one time-out.
 BEATS = 10
-AGAIN = "Start them all again: the run goes on from its last checkpoint"
+AGAIN = "start them all again: the run goes on from its last checkpoint"
 
 
 def watch_over(config: LaunchConfig) -> None:
@@ -46,7 +46,7 @@ def _watch(client: Any, timeout: float) -> None:
             if gone:
                 last_words(
                     f"error: process {jax.process_index()}: no sign of life from process {', '.join(gone)} "
-                    f"for {timeout:g} s; all processes end. {AGAIN}",
+                    f"for {timeout:g} s; all processes end; {AGAIN}",
                     # Process 0 has what the others have yet to read.
                     linger=2 * timeout / BEATS if is_lead() else 0.0,
                 )
