@@ -54,7 +54,10 @@ METHODS["obvious"] = ObviousBlur
 
 def devices_of(topology: str) -> Placement:
     """The chips of a topology in a row, as the trainer places arrays on them."""
-    chips = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    # libtpu knows hosts of four chips unless it is told of a single one.
+    alone = set(topology.partition(":")[2].split("x")) == {"1"}
+    hosts = {"chips_per_host_bounds": (1, 1, 1)} if alone else {}
+    chips = topologies.get_topology_desc(platform="tpu", topology_name=topology, **hosts).devices
     return Placement(Mesh(np.array(chips), ("data",), axis_types=(AxisType.Auto,)))
 
 

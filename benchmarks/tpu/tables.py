@@ -75,7 +75,7 @@ def _program(program: Program, line: dict[str, Any]) -> dict[str, Any]:
         "compiled": "yes",
         "GiB a chip": held_bytes(line) / 2**30,
         "of": program.chip_bytes >> 30,
-        "largest batch a chip": largest_batch(program, line),
+        "largest batch a chip": None if program.part else largest_batch(program, line),
         "GFLOP": line["flops"] / 1e9,
         "GB": line["bytes"] / 1e9,
         "M cycles": cycles(line) / 1e6,
