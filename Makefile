@@ -17,7 +17,7 @@ ONNX ?= jax2onnx==0.17.1 onnxruntime==1.32.0 pytest
 TENSORFLOW ?= tensorflow-cpu==2.21.0
 # The TPU's compiler, what the trainer's update imports, and what is compiled: docs/tpu.md.
 TPU ?= jax[tpu]==0.10.2 grain optax pillow rich simplejpeg tyro
-TPU_PROGRAMS ?= --parts --forms antialiased --batch 4
+TPU_PROGRAMS ?= --parts --work backward --forms antialiased --batch 4
 
 .PHONY: demo pictures test test-slow test-claims test-newest test-tree-mode test-export parity parity-full lint format docs bench gpu tpu wheel clean help
 

@@ -212,8 +212,9 @@ def test_another_compiler_is_asked_again(scripted, tmp_path, monkeypatch):
 
 
 def test_parts_are_compiled_anew_and_kept_nowhere(scripted, tmp_path):
+    words = ("--parts", "--names", "blur", "stem", "--work", "forward", "backward", "--forms", "plain", "antialiased")
     for _ in range(2):
-        assert _call(tmp_path, "--parts", "--names", "blur", "stem", "--forms", "plain", "antialiased") == 0
+        assert _call(tmp_path, *words) == 0
     # A blur has no plain form; two topologies, forward and backward.
     assert len(scripted.asked) == 2 * (2 + 1) * 2 * 2
     assert not (tmp_path / "kept.jsonl").exists()
@@ -241,6 +242,7 @@ def test_tables_say_what_they_are_and_compare(tmp_path):
     [
         (["--names", "resnet5"], "--names resnet5 is none of the networks"),
         (["--parts", "--names", "resnet18"], "--names resnet18 is none of the parts: blur, stem"),
+        (["--work", "backward"], "--work backward is none of forward, update without --parts"),
         (["--topology", "v9:2"], "--topology v9:2 must be a generation (v4, v5e, v5p, v6e)"),
     ],
 )

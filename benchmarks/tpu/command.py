@@ -33,14 +33,15 @@ class Config:
     inverted."""
 
     parts: bool = False
-    """Parts of the networks, forward and backward, in place of networks. They are compiled anew each time."""
+    """Parts of the networks in place of networks. They are compiled anew each time."""
 
     topology: tuple[str, ...] = ()
     """Generation and chips of the slice, such as v5e:2x2, v5p:2x2x1 or v6e:16x16; by default v5e:2x2, with --parts
     v6e:2x2 as well."""
 
-    work: tuple[Literal["forward", "update"], ...] = ("forward", "update")
-    """Of networks: inference, the trainer's update, or both."""
+    work: tuple[Work, ...] = ()
+    """Of networks forward (inference) and update, the trainer's; of parts forward and backward, which is result and
+    gradients. Both by default."""
 
     forms: tuple[Form, ...] = ("plain", "antialiased", "obvious")
     """obvious: anti-aliased with a depthwise convolution as the blur."""
@@ -85,7 +86,7 @@ class Config:
 def run(config: Config) -> int:
     """Compiles what is missing; see `Config`."""
     if config.smoke:
-        config = dataclasses.replace(config, parts=True, names=("blur",), batch=1)
+        config = dataclasses.replace(config, parts=True, names=("blur",), work=("forward",), batch=1)
     programs = list(wanted(config))
     results = Results(None if config.parts else config.results)
     before = None if config.beside is None else Results(config.beside)
@@ -113,7 +114,11 @@ def wanted(config: Config) -> Iterator[Program]:
     for topology in (topologies := config.topology or (("v5e:2x2", "v6e:2x2") if config.parts else ("v5e:2x2",))):
         check_topology(topology)
     names = config.names or (("blur", "stem", "block") if config.parts else NINE)
-    works: tuple[Work, ...] = ("forward", "backward") if config.parts else config.work
+    known: tuple[Work, ...] = ("forward", "backward") if config.parts else ("forward", "update")
+    works = config.work or known
+    if unknown := set(works) - set(known):
+        where = "with" if config.parts else "without"
+        raise ValueError(f"--work {min(unknown)} is none of {', '.join(known)} {where} --parts")
     _check_names(names, parts=config.parts)
     for work, topology, name, form in itertools.product(works, topologies, names, config.forms):
         if config.parts and name == "blur" and form == "plain":
