@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
+# Every worker and every process that a test starts reads what the first has compiled.
+unexport PYTHONDONTWRITEBYTECODE
 WORKERS ?= 2
 # A file stays on one worker, which has its programs compiled already; tests/conftest.py says which are begun first.
 PYTEST := $(PY) -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
@@ -13,7 +15,7 @@ ORACLES ?= antialiased-cnns==0.3 torchvision==0.28.0 timm==1.0.31 jaxnn==0.2.0 e
 BUDGET ?= 540
 # What leaves JAX, and by which packages.
 EXPORTED ?= weights/mobilenet_v2_lpf4-cifar10
-ONNX ?= jax2onnx==0.17.1 onnxruntime==1.32.0 pytest
+ONNX ?= jax2onnx==0.17.1 onnxruntime==1.32.0 pytest hypothesis
 TENSORFLOW ?= tensorflow-cpu==2.21.0
 # The TPU's compiler, what the trainer's update imports, and what is compiled: docs/tpu.md.
 TPU ?= jax[tpu]==0.10.2 grain optax pillow rich simplejpeg tyro

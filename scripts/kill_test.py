@@ -8,7 +8,7 @@ end must equal those of a run that nobody disturbed, bit for bit.
 
 import dataclasses
 import random
-import subprocess
+import signal
 import sys
 import tempfile
 import time
@@ -16,7 +16,19 @@ from pathlib import Path
 
 import tyro
 
-from tests.training_runs import SMALL, STEPS, assert_same_arrays, final_arrays, finish, kill, lines, losses, start
+from tests.training_runs import (
+    SMALL,
+    STEPS,
+    assert_same_arrays,
+    final_arrays,
+    finish,
+    kill,
+    killed,
+    lines,
+    losses,
+    start,
+    wait_until_stopped,
+)
 from train.fit.checkpoint import TEMPORARY, quiet_storage_library
 
 
@@ -61,16 +73,14 @@ def disturbed(run_dir: Path, cache: Path, chance: random.Random, *, inside_a_sav
         When it was killed, in words.
     """
     words = (*SMALL, "--run-dir", str(run_dir), "--checkpoint-every", "2")
-    process = start(*words, cache=cache)
-    after = chance.randrange(0, STEPS - 4)
-    while _last_step(run_dir) < after:
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.005)
     if inside_a_save:
-        _await_save(run_dir, process)
+        killed(*words, stop_at=f"save {chance.randrange(1, STEPS // 2)}", cache=cache)
     else:
+        process = start(*words, cache=cache, stop_at=f"step {chance.randrange(1, STEPS - 4)}")
+        wait_until_stopped(process)
+        process.send_signal(signal.SIGCONT)
         time.sleep(chance.random() * 0.1)
-    kill(process)
+        kill(process)
     half = [path.name for path in (run_dir / "checkpoints").glob(f"*{TEMPORARY}")]
     where = f"after step {_last_step(run_dir)}" + (f", while writing {half[0]}" if half else "")
     finish(start(*words, cache=cache))
@@ -86,12 +96,6 @@ def compare(run_dir: Path, undisturbed: Path) -> None:
 def _last_step(run_dir: Path) -> int:
     found = lines(run_dir)
     return found[-1]["step"] if found else 0
-
-
-def _await_save(run_dir: Path, process: subprocess.Popen[str]) -> None:
-    while process.poll() is None:
-        if any((run_dir / "checkpoints").glob(f"*{TEMPORARY}")):
-            return
 
 
 if __name__ == "__main__":

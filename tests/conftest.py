@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import pytest
+from hypothesis import HealthCheck, settings
 from jax._src import compiler
 
 import aa_flax
@@ -68,6 +69,12 @@ def _forget_log_handlers() -> Iterator[None]:
     for handler in root.handlers[:]:
         if handler not in before:
             root.removeHandler(handler)
+
+
+# The same examples on every run, and no limit to the time that one takes: a test fails for what was changed, never by
+# chance. `--hypothesis-profile default` draws others.
+settings.register_profile("repeated", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("repeated")
 
 
 # Begun first, as one of these begun last would leave the other worker idle.

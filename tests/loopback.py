@@ -58,7 +58,7 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
             if server.token and self.headers.get("Authorization") != f"Bearer {server.token}" and "/cdn/" not in path:
                 fault = 401
             if fault == "mute":
-                server.over.wait(20)
+                server.over.wait()
                 return
             if isinstance(fault, int) or path.removeprefix("/cdn") not in server.files:
                 self.send_error(fault if isinstance(fault, int) else 404)
@@ -107,7 +107,9 @@ def loopback() -> Iterator[Server]:
         http.RequestHandlerClass = _handler(server)
         thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
-        yield server
-        server.over.set()
-        http.shutdown()
-        thread.join()
+        try:
+            yield server
+        finally:
+            server.over.set()
+            http.shutdown()
+            thread.join()

@@ -1,6 +1,15 @@
-"""`python -m train` with a MobileNetV2 cut down to two blocks, so that a test spends its time on the trainer."""
+"""`python -m train` with a MobileNetV2 cut down to two blocks, so that a test spends its time on the trainer.
 
+With $STOP_AT the process stops itself, as SIGSTOP does, where a test wants to meet it: "step 7" is when that update has
+been logged, "save 2" when the second checkpoint is written but not yet in its place.
+"""
+
+import itertools
+import os
+import signal
 import sys
+from pathlib import Path
+from typing import Any
 
 from aa_flax.models import mobilenet
 
@@ -12,8 +21,36 @@ def shrink() -> None:
     mobilenet.STAGES = SMALL_STAGES
 
 
+def stop_at_step(number: int) -> None:
+    from train.fit.runlog import RunLog
+
+    write = RunLog.training
+
+    def write_and_stop(self: RunLog, step: int, values: Any) -> None:
+        write(self, step, values)
+        if step == number:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    RunLog.training = write_and_stop  # type: ignore[method-assign]
+
+
+def stop_at_save(number: int) -> None:
+    rename, saves = os.rename, itertools.count(1)
+
+    def stop_and_rename(source: Any, target: Any, **options: Any) -> None:
+        target = Path(target)
+        if target.parent.name == "checkpoints" and target.name.isdigit() and next(saves) == number:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        rename(source, target, **options)
+
+    os.rename = stop_and_rename
+
+
 if __name__ == "__main__":
     shrink()
+    if moment := os.environ.get("STOP_AT"):
+        kind, number = moment.split()
+        {"step": stop_at_step, "save": stop_at_save}[kind](int(number))
     from train.__main__ import main
 
     sys.exit(main())

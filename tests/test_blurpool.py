@@ -45,7 +45,7 @@ def relative_error(a, b) -> float:
     pad_off=st.integers(-2, 3),
     seed=st.integers(0, 2**31),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_matrix_is_the_definition(size, k, stride, pad_type, pad_off, seed):
     padded = size + k - 1 + 2 * pad_off
     x = np.random.default_rng(seed).normal(size=size)

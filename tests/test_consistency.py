@@ -17,7 +17,7 @@ from jax.tree_util import Partial
 from aa_flax import consistency
 from tests import shift_toys as toys
 
-SIZES = {"deadline": None, "max_examples": 8}
+SIZES = {"max_examples": 8}
 
 
 def check(result, fractions):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -138,7 +138,7 @@ def test_values_without_a_known_white_are_unreadable(dtype, mode):
         decode_rgb(data)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     height=st.integers(1, 70),
     width=st.integers(1, 70),
@@ -188,7 +188,7 @@ def test_what_is_no_whole_image_is_unreadable(data):
         decode_rgb(data)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60)
 @given(data=st.data())
 def test_damage_never_raises_anything_else(data):
     kind = data.draw(st.sampled_from(("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "GIF")))

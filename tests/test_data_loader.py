@@ -2,10 +2,12 @@
 
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -273,7 +275,7 @@ def test_batches_left_open_end_with_the_process():
         "    print(next(batches)['image'].shape)\n"
     )
     root = Path(__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "(8, 32, 32, 3)", "")
 
 
@@ -311,13 +313,14 @@ def loading() -> tuple[subprocess.Popen[str], list[int]]:
     return process, [int(word) for word in process.stdout.readline().split()]
 
 
-def in_shared_memory() -> set[str]:
-    """What Python's processes hold there, where the system shows it."""
-    return {path.name for path in Path("/dev/shm").glob("psm_*")}
+def shared_memory_of(pids: Iterable[int]) -> set[Path]:
+    """What these processes share, where the system shows it; others use shared memory at the same time."""
+    maps = [Path(f"/proc/{pid}/maps") for pid in pids]
+    return {Path(name) for each in maps if each.exists() for name in re.findall("/dev/shm/psm_.*", each.read_text())}
 
 
 def wait_until_true(condition) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -334,15 +337,14 @@ def alive(pid: int) -> bool:
 
 
 def test_workers_and_shared_memory_go_with_a_process_that_is_killed():
-    before = in_shared_memory()
     process, workers = loading()
-    held = in_shared_memory() - before
+    held = shared_memory_of([process.pid, *workers])
     assert len(workers) == 2
     assert all(map(alive, workers))
     process.kill()
     process.communicate()
     wait_until_true(lambda: not any(map(alive, workers)))
-    wait_until_true(lambda: not held & in_shared_memory())
+    wait_until_true(lambda: not any(path.exists() for path in held))
 
 
 def test_workers_outlive_a_signal_to_the_group_and_leave_nothing_when_closed():
@@ -350,7 +352,7 @@ def test_workers_outlive_a_signal_to_the_group_and_leave_nothing_when_closed():
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         os.killpg(process.pid, number)
     # Shared memory that is left would be named on stderr.
-    output, errors = process.communicate("\n", timeout=120)
+    output, errors = process.communicate("\n", timeout=300)
     assert (process.returncode, output, errors) == (0, "", "")
     assert not any(map(alive, workers))
 

@@ -30,7 +30,7 @@ def pillow_evaluation(pixels: np.ndarray, resize: int, crop: int, kind: str = "b
     return np.asarray(image.crop((left, top, left + crop, top + crop)))
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(
     height=st.integers(1, 400),
     width=st.integers(1, 400),
@@ -74,7 +74,7 @@ def test_an_endless_strip_is_unreadable_instead_of_filling_the_memory():
         evaluation_crop(np.zeros((1, 9_000, 3), np.uint8), resize=256, big=256, crop=224, interpolation="bilinear")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(height=st.integers(1, 400), width=st.integers(1, 400), seed=st.integers(0, 9))
 def test_random_boxes_lie_inside_with_an_allowed_shape(height, width, seed):
     box = random_resized_box(height, width, np.random.default_rng(seed))

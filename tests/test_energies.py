@@ -27,7 +27,7 @@ def near_ties(rng: np.random.Generator, examples: int, shape: tuple[int, ...], b
     return rng.permuted(flat, axis=-1).reshape(4, examples, *shape)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 2**32 - 1), exponent=st.integers(-110, 110))
 def test_the_choice_is_that_of_whole_numbers(seed, exponent):
     """Energies of 10**9 that differ by 1; squares below 2**24 are exact, and powers of two change nothing."""

@@ -61,7 +61,7 @@ def test_all_axes_in_front_are_batch(name):
 
 
 @given(name=st.sampled_from(list(LAYERS)), batch=st.lists(st.integers(1, 3), max_size=3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_batch_keeps_its_shape(name, batch):
     def shape(batch) -> tuple[int, ...]:
         x = jax.ShapeDtypeStruct((*batch, *sizes(name)), jnp.float32)

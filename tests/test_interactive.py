@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from examples.draw_bird import draw
+from tests import browser as browsers
 from train.explain.interactive import Explained, interactive_page
 from train.explain.pictures import COLOURS, OTHER
 from train.explain.record import describe
@@ -62,31 +63,24 @@ def files(large, small, tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def browser(chromium) -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+    with browsers.launched(chromium) as browser:
         yield browser
-        browser.close()
 
 
 @contextmanager
 def opened(browser: Browser, path: Path, **options) -> Iterator[Page]:
     """A page that is open; in the end there was no message, no error and no request but that for the page itself."""
-    options = {"viewport": {"width": 1200, "height": 900}, **options}
-    context = browser.new_context(**options)
-    page = context.new_page()
-    heard = []
-    page.on("console", lambda message: heard.append(message.text))
-    page.on("pageerror", lambda error: heard.append(str(error)))
-    page.on("request", lambda request: request.url.startswith("data:") or heard.append(request.url))
-    page.goto(path.as_uri())
-    expect(page.locator("#down + output")).to_have_text(re.compile("px"))
-    yield page
-    assert heard == [path.as_uri()]
-    context.close()
+    heard: list[str] = []
+    with browsers.opened(browser, path, heard, **options) as page:
+        expect(page.locator("#down + output")).to_have_text(re.compile("px"))
+        yield page
+        assert heard == [path.as_uri()]
 
 
-def place(page: Page) -> tuple[int, int]:
-    return tuple(int(page.locator(f"#{name}").input_value()) for name in ("down", "right"))
+def expect_place(page: Page, down: int, right: int) -> None:
+    """What a hand has done arrives when the browser comes to it."""
+    expect(page.locator("#down")).to_have_value(str(down))
+    expect(page.locator("#right")).to_have_value(str(right))
 
 
 def go(page: Page, down: int, right: int) -> None:
@@ -130,7 +124,7 @@ def test_it_shows_what_the_json_says(browser, files, large):
     record = json.loads(json.dumps(large.record))
     random = np.random.default_rng(4)
     with opened(browser, files["large"]) as page:
-        assert place(page) == (16, 16)
+        expect_place(page, 16, 16)
         for down, right in random.integers(0, 32, (10, 2)).tolist():
             go(page, down, right)
             seen = answers(page)
@@ -176,12 +170,12 @@ def test_the_mouse_drags_the_photo(browser, files):
         page.mouse.down()
         for step in range(1, 6):  # one pixel of the photo after the other
             page.mouse.move(x + step * pixel, y - step * pixel)
-            assert place(page) == (16 + step, 16 - step)
+            expect_place(page, 16 + step, 16 - step)
         page.mouse.move(x + 1000, y + 1000)
-        assert place(page) == (0, 0)
+        expect_place(page, 0, 0)
         page.mouse.up()
         page.mouse.move(x, y)
-        assert place(page) == (0, 0)
+        expect_place(page, 0, 0)
 
 
 def test_a_finger_drags_the_photo(browser, files):
@@ -202,8 +196,7 @@ def test_a_finger_drags_the_photo(browser, files):
         finger("touchMove", (x - 1 * pixel, y))
         finger("touchMove", (x - 2 * pixel, y - 3 * pixel))
         finger("touchEnd")
-        expect(page.locator("#down")).to_have_value("7")
-        assert place(page) == (7, 6)
+        expect_place(page, 7, 6)
         assert page.evaluate("scrollY") == 0
 
 
@@ -220,10 +213,10 @@ def test_the_arrow_keys_move_the_photo(browser, files):
             ("Shift+ArrowUp", (31, 16)),
         ):
             page.keyboard.press(key)
-            assert place(page) == expected
+            expect_place(page, *expected)
         page.keyboard.press("Tab")
         page.keyboard.press("ArrowLeft")
-        assert place(page) == (30, 16)
+        expect_place(page, 30, 16)
         assert page.evaluate("scrollY") == 0
 
 
@@ -244,7 +237,7 @@ def test_a_place_on_the_map_is_where_the_crop_goes(browser, files):
     with opened(browser, files["large"]) as page:
         box = page.locator(".map").nth(2).bounding_box()
         page.mouse.click(box["x"] + box["width"] * 3.5 / 32, box["y"] + box["height"] * 30.5 / 32)
-        assert place(page) == (30, 3)
+        expect_place(page, 30, 3)
 
 
 def test_the_diagonal_is_played_there_and_back(browser, files):

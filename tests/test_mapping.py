@@ -131,7 +131,7 @@ class TestNames:
 
 
 class TestTensors:
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 3), st.integers(1, 3))
     def test_a_rule_is_a_bijection(self, outputs: int, inputs: int, height: int, width: int):
         for split in ((outputs, inputs, height, width), (outputs, inputs)):
@@ -538,7 +538,7 @@ class TestRefusals:
             convert_state_dict(state, "densenet121", what="x.pth", **TINY_DENSENET)
         assert str(error.value).startswith("x.pth ")
 
-    @settings(max_examples=15, deadline=None)
+    @settings(max_examples=15)
     @given(st.data())
     def test_any_missing_or_renamed_tensor_is_named(self, data: st.DataObject):
         state = file_of("densenet121", **TINY_DENSENET)

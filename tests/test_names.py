@@ -237,17 +237,19 @@ def test_a_repository_of_this_library(server: Server, tmp_path: Path, small: aa_
         ({"cdn": 404}, rf"resolve/{COMMIT}/model\.safetensors: the server answers 404"),
         ({"cdn": "cut"}, r"the connection broke off after \d+ of \d+ bytes"),
         ({"cdn": "altered"}, r"its SHA-256 begins with \w{8}, the server promised"),
-        ({"config": "mute"}, r"no answer within 0\.3 seconds"),
-        ({"cdn": "mute"}, r"no answer within 0\.3 seconds"),
+        ({"config": "mute"}, r"no answer within 2 seconds"),
+        ({"cdn": "mute"}, r"no answer within 2 seconds"),
     ],
 )
 def test_a_hub_with_faults(
     fault: dict[str, Any], reason: str, server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(downloads, "TIMEOUT_SECONDS", 0.3)
     server.faults |= fault
-    with pytest.raises(DownloadError, match=reason) as caught:
-        aa_flax.load_pretrained(f"hf://{REPO}")
+    with monkeypatch.context() as patch:
+        if "mute" in fault.values():
+            patch.setattr(downloads, "TIMEOUT_SECONDS", 2)
+        with pytest.raises(DownloadError, match=reason) as caught:
+            aa_flax.load_pretrained(f"hf://{REPO}")
     assert "\n" not in str(caught.value)
     assert not cache.exists() or files_in(cache) == []
     server.faults.clear()

@@ -13,7 +13,7 @@ from aa_flax.consistency.paired import sign_flip
 
 
 @given(st.lists(st.sampled_from([-100, -60, -40, -20, 0, 0, 20, 40, 60, 100]), min_size=1, max_size=9))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_the_share_is_that_of_all_exchanges(differences):
     found = np.array(differences, float)
     sums = [abs(np.dot(signs, found)) for signs in itertools.product((-1, 1), repeat=len(found))]
@@ -21,7 +21,7 @@ def test_the_share_is_that_of_all_exchanges(differences):
 
 
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 100))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_right_and_wrong_answers_are_mcnemar_s_exact_test(better, worse, equal):
     found = np.repeat([100.0, -100.0, 0.0], [better, worse, equal + 1])
     expected = stats.binomtest(better, better + worse).pvalue if better + worse else 1.0

@@ -28,7 +28,7 @@ def windows(x: np.ndarray, window: int, stride: int):
     stride=st.integers(1, 3),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_max_and_average_by_loops(h, w, window, stride, seed):
     x = np.random.default_rng(seed).normal(size=(2, h, w, 2)).astype(np.float32)
     largest, mean = plain_pooling.max_pool(x, window, stride), plain_pooling.avg_pool(x, window, stride)
@@ -83,7 +83,7 @@ def test_a_circular_map_goes_on_at_its_opposite_side(window):
 
 
 @given(h=st.integers(1, 16), w=st.integers(1, 16), out=st.integers(1, 9))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_adaptive_average_covers_its_cells(h, w, out):
     x = np.random.default_rng(h * w).normal(size=(1, h, w, 2)).astype(np.float32)
     y = np.asarray(plain_pooling.adaptive_avg_pool(x, out))

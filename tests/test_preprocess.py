@@ -41,7 +41,7 @@ def by_pillow(image: Image.Image, rule: Preprocessing) -> np.ndarray:
     return (np.asarray(image).astype(np.float32) / np.float32(255) - mean) / std
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     height=st.integers(1, 90),
     width=st.integers(1, 90),
@@ -189,6 +189,6 @@ rule = aa_flax.Preprocessing(resize=4, crop=4)
 assert aa_flax.preprocess(numpy.zeros((4, 4, 3), "uint8"), rule).shape == (1, 4, 4, 3)
 aa_flax.preprocess(numpy.zeros((5, 4, 3), "uint8"), aa_flax.Preprocessing(resize=5, crop=4))
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == 'ImportError: photos need Pillow: pip install "aa_flax[photos]"'

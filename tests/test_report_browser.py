@@ -1,14 +1,17 @@
 """The HTML report in a real browser: no message on its console, readable in light and dark."""
 
 import dataclasses
-import subprocess
+import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from playwright.sync_api import Browser
 
 from aa_flax.consistency import Estimate
+from tests import browser as browsers
 from tests.test_compare import three
 from train.compare import report as comparison_report
 from train.page.forms import to_html
@@ -19,14 +22,21 @@ from train.reproduce.rows import Measured, Row, published_rows, timm_rows
 pytestmark = pytest.mark.browser
 
 
-def open_page(chromium: str, page: Path, screenshot: Path, *, dark: bool = False, width: int = 1100) -> str:
-    """Draws a page into a picture; returns what the browser put on its console."""
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr"]
-    # Chromium numbers colour schemes: 0 is dark, 1 is light.
-    options += [f"--window-size={width},3000", f"--blink-settings=preferredColorScheme={0 if dark else 1}"]
-    options += [f"--user-data-dir={screenshot.parent / 'profile'}", f"--screenshot={screenshot}"]
-    done = subprocess.run([chromium, *options, page.as_uri()], capture_output=True, text=True, timeout=300, check=True)
-    return "\n".join(line for line in done.stderr.splitlines() if ":CONSOLE" in line)
+@pytest.fixture(scope="module")
+def browser(chromium) -> Iterator[Browser]:
+    with browsers.launched(chromium) as browser:
+        yield browser
+
+
+def look_at(browser: Browser, path: Path, *, dark: bool = False) -> tuple[list[str], int, int]:
+    """What a page says and asks for beside itself, the brightness of its background, its number of colours."""
+    heard: list[str] = []
+    with browsers.opened(browser, path, heard, color_scheme="dark" if dark else "light") as page:
+        screenshot = page.screenshot()
+    assert heard.pop(0) == path.as_uri()
+    with Image.open(io.BytesIO(screenshot)) as image:
+        pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
+    return heard, int(pixels[0].mean()), len(np.unique(pixels, axis=0))
 
 
 def measured_rows() -> list[Row]:
@@ -59,49 +69,34 @@ def page(tmp_path_factory) -> Path:
     return path
 
 
-def colours(screenshot: Path) -> tuple[int, int]:
-    """Brightness of the background, and the number of different colours."""
-    with Image.open(screenshot) as image:
-        pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
-    return int(pixels[0].mean()), len(np.unique(pixels, axis=0))
-
-
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_the_report_opens_without_a_message(chromium, page, tmp_path, dark):
-    assert open_page(chromium, page, tmp_path / "page.png", dark=dark) == ""
-    background, different = colours(tmp_path / "page.png")
+def test_the_report_opens_without_a_message(browser, page, dark):
+    heard, background, colours = look_at(browser, page, dark=dark)
+    assert heard == []
     assert background < 60 if dark else background > 240
-    assert different > 50
+    assert colours > 50
 
 
-def test_a_comparison_opens_without_a_message(chromium, tmp_path):
+def test_a_comparison_opens_without_a_message(browser, tmp_path):
     page = tmp_path / "compare.html"
     page.write_text(to_html(comparison_report.build(three())))
-    assert open_page(chromium, page, tmp_path / "page.png", dark=True) == ""
-    background, different = colours(tmp_path / "page.png")
+    heard, background, colours = look_at(browser, page, dark=True)
+    assert heard == []
     assert background < 60
-    assert different > 50
+    assert colours > 50
 
 
-def test_the_console_is_really_read(chromium, page, tmp_path):
+def test_the_console_is_really_read(browser, page, tmp_path):
     """The policy in the page forbids scripts and pictures from elsewhere, which the console tells."""
     broken = tmp_path / "broken.html"
     inserted = '<img src="https://example.invalid/x.png"><script>1</script></main>'
     broken.write_text(page.read_text().replace("</main>", inserted))
-    console = open_page(chromium, broken, tmp_path / "page.png")
-    assert "example.invalid" in console
-    assert "script" in console
+    heard, *_ = look_at(browser, broken)
+    assert "example.invalid" in " ".join(heard)
+    assert "script" in " ".join(heard)
 
 
-def test_a_narrow_window_needs_no_sideways_scrolling(chromium, page, tmp_path):
+def test_a_narrow_window_needs_no_sideways_scrolling(browser, page):
     """Tables scroll in their boxes: right of a phone's edge the page itself has nothing."""
-    probe = tmp_path / "probe.html"
-    page_text = page.read_text()
-    script = "<script>document.title = document.documentElement.scrollWidth</script></body>"
-    policy = page_text.split('http-equiv="Content-Security-Policy" content="')[1].split('"')[0]
-    probe.write_text(page_text.replace(policy, "").replace("</body>", script))
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=500,900", "--dump-dom"]
-    options.append(f"--user-data-dir={tmp_path / 'profile'}")
-    done = subprocess.run([chromium, *options, probe.as_uri()], capture_output=True, text=True, timeout=300, check=True)
-    width = int(done.stdout.split("<title>")[1].split("</title>")[0])
-    assert width <= 500
+    with browsers.opened(browser, page, [], viewport={"width": 390, "height": 844}) as opened:
+        assert opened.evaluate("document.documentElement.scrollWidth") <= 390

@@ -520,7 +520,7 @@ VALID = [saved(ARRAYS), saved(ARRAYS, legacy=True), save(ARRAYS)]
 VALID.append(zip_file(state_of(ARRAYS), {key: array.tobytes() for key, array in ARRAYS.items()}, compress=True))
 
 
-@settings(max_examples=400, deadline=20_000)
+@settings(max_examples=400)
 @given(
     original=st.sampled_from(VALID),
     flips=st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 255)), min_size=1, max_size=6),
@@ -568,7 +568,7 @@ PIECES = st.one_of(
 )
 
 
-@settings(max_examples=400, deadline=20_000)
+@settings(max_examples=400)
 @given(st.lists(PIECES, max_size=30))
 def test_random_pickles_never_do_anything_else(tmp_path_factory, pieces):
     path = tmp_path_factory.getbasetemp() / "random.pth"

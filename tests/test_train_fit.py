@@ -6,7 +6,6 @@ import resource
 import shlex
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import jax
@@ -23,12 +22,12 @@ from tests.training_runs import (
     assert_same_arrays,
     final_arrays,
     finish,
-    kill,
+    killed,
     lines,
     losses,
     start,
     start_pair,
-    wait_for_step,
+    wait_until_stopped,
 )
 from train.__main__ import main
 from train.fit.checkpoint import TEMPORARY
@@ -60,33 +59,21 @@ def small_network(monkeypatch):
     mobilenet.STAGES = stages
 
 
-def wait_for_save(run_dir: Path, process) -> None:
-    """Waits until a checkpoint is being written."""
-    while process.poll() is None:
-        if any((run_dir / "checkpoints").glob(f"*{TEMPORARY}")):
-            return
-        time.sleep(0.001)
-    raise AssertionError(f"ended before a save was seen:\n{process.communicate()[0]}")
-
-
 def test_a_run_killed_stopped_and_damaged_ends_as_the_undisturbed_one(tmp_path, cache, undisturbed):
     run_dir = tmp_path / "run"
     words = (*SMALL, "--run-dir", str(run_dir), "--checkpoint-every", "3")
 
-    process = start(*words, cache=cache)
-    wait_for_step(process, run_dir, random.Random(0).randrange(4, 9))
-    kill(process)
+    killed(*words, stop_at=f"step {random.Random(0).randrange(4, 9)}", cache=cache)
+    killed(*words, stop_at="save 2", cache=cache)
+    assert list((run_dir / "checkpoints").glob(f"*{TEMPORARY}"))
 
-    process = start(*words, cache=cache)
-    wait_for_save(run_dir, process)
-    kill(process)
-
-    process = start(*words, cache=cache)
-    wait_for_step(process, run_dir, 13)
+    process = start(*words, cache=cache, stop_at="step 13")
+    wait_until_stopped(process)
     process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGCONT)
     output = finish(process)
-    if "stopped by SIGTERM at step" in output:
-        assert "The same command continues." in output
+    assert "stopped by SIGTERM at step" in output
+    assert "The same command continues." in output
 
     newest = max((run_dir / "checkpoints").iterdir(), key=lambda path: int(path.name) if path.name.isdigit() else -1)
     file = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)

@@ -12,6 +12,7 @@ from tests.training_runs import (
     assert_losses_agree,
     finish,
     kill,
+    killed,
     lines,
     losses,
     start,
@@ -41,7 +42,7 @@ def test_twenty_runs_are_killed_and_end_as_the_undisturbed_one(tmp_path, cache, 
     for i in range(20):
         moments.append(disturbed(tmp_path / str(i), cache, chance, inside_a_save=i % 2 == 1))
         compare(tmp_path / str(i), undisturbed)
-    assert sum("while writing" in moment for moment in moments) >= 5, moments
+    assert sum("while writing" in moment for moment in moments) >= 10, moments
 
 
 def test_8_and_64_devices_and_two_processes_have_the_losses_of_one_device(tmp_path, cache):
@@ -60,9 +61,7 @@ def test_a_run_moves_from_one_device_to_eight_and_back(tmp_path, cache, undistur
     run_dir = tmp_path / "run"
     words = (*SMALL, "--run-dir", str(run_dir), "--checkpoint-every", "2")
     for devices, until in ((1, 6), (8, 14)):
-        process = start(*words, cache=cache, devices=devices)
-        wait_for_step(process, run_dir, until)
-        kill(process)
+        killed(*words, stop_at=f"step {until}", cache=cache, devices=devices)
     assert "continuing from step" in finish(start(*words, cache=cache))
     assert_losses_agree(run_dir, undisturbed)
 

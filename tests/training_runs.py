@@ -37,13 +37,14 @@ def assert_losses_agree(one: Path, other: Path) -> None:
     np.testing.assert_allclose(losses(one), losses(other), rtol=0, atol=1e-3)
 
 
-def start(*options: str, cache: Path, devices: int = 1, **popen: Any) -> subprocess.Popen[str]:
+def start(*options: str, cache: Path, devices: int = 1, stop_at: str = "", **popen: Any) -> subprocess.Popen[str]:
     """Starts `python -m train` on the small network.
 
     Args:
         options: the words of the command line.
         cache: where compiled programs are kept from one process to the next.
         devices: simulated CPU devices.
+        stop_at: where it stops itself to be met by `wait_until_stopped`: "step 7" or "save 2", see small_train.py.
         popen: further arguments of `subprocess.Popen`.
     """
     environment = {
@@ -54,6 +55,7 @@ def start(*options: str, cache: Path, devices: int = 1, **popen: Any) -> subproc
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "COLUMNS": "120",
+        "STOP_AT": stop_at,
     }
     return subprocess.Popen(
         [sys.executable, str(ROOT / "tests" / "small_train.py"), *options],
@@ -106,10 +108,23 @@ def wait_for_step(process: subprocess.Popen[str], run_dir: Path, step: int, time
     raise AssertionError(f"step {step} was not reached in {timeout} s")
 
 
+def wait_until_stopped(process: subprocess.Popen[str]) -> None:
+    """Waits for a process that was started with `stop_at`; there it stays until it is killed or sent SIGCONT."""
+    _, status = os.waitpid(process.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status), f"ended before it stopped:\n{process.communicate()[0]}"
+
+
 def kill(process: subprocess.Popen[str]) -> None:
     """kill -9."""
     process.send_signal(signal.SIGKILL)
     process.communicate()
+
+
+def killed(*options: str, stop_at: str, cache: Path, devices: int = 1) -> None:
+    """A process that dies at a certain moment; the moments are those of `start`."""
+    process = start(*options, cache=cache, devices=devices, stop_at=stop_at)
+    wait_until_stopped(process)
+    kill(process)
 
 
 def final_arrays(run_dir: Path) -> dict[str, np.ndarray]:
