@@ -4,6 +4,7 @@ With $STOP_AT the process stops itself, as SIGSTOP does, where a test wants to m
 been logged, "save 2" when the second checkpoint is written but not yet in its place.
 """
 
+import gc
 import itertools
 import os
 import signal
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import aa_flax
 from aa_flax.models import mobilenet
 
 SMALL_STAGES = ((1, 16, 1, 1), (6, 24, 1, 2))
@@ -53,4 +55,7 @@ if __name__ == "__main__":
         {"step": stop_at_step, "save": stop_at_save}[kind](int(number))
     from train.__main__ import main
 
-    sys.exit(main())
+    # As tests/conftest.py has it for those that run no process.
+    gc.set_threshold(50_000, 20, 20)
+    with aa_flax.traced_for("cpu"):
+        sys.exit(main())

@@ -138,17 +138,25 @@ def test_shortcuts_follow(train):
 
 def test_other_shapes():
     """Sequences, volumes, strides of each axis, sizes that these do not divide, several axes of batch."""
+
+    def applied(x, mode, **options):
+        layer = LearnablePolyphase(3, rngs=nnx.Rngs(0), **options)
+        getattr(layer, mode)()
+        choice = layer.choose(x, rngs=nnx.Rngs(0))
+        return layer(x, choice), choice
+
     for shape, stride, dims in [((2, 7, 3), 2, 1), ((2, 4, 5, 6, 3), (1, 2, 3), 3), ((2, 2, 6, 9, 3), (3, 2), 2)]:
-        layer = LearnablePolyphase(3, 3, stride, "reflect", spatial_dims=dims, rngs=nnx.Rngs(0))
-        small = tuple(-(-n // s) for n, s in zip(shape[-1 - dims : -1], layer.stride, strict=True))
-        for mode in (layer.train, layer.eval):
-            mode()
-            y = layer(values(*shape), layer.choose(values(*shape), rngs=nnx.Rngs(0)))
+        for mode in ("train", "eval"):
+            call = functools.partial(
+                applied, mode=mode, filter_size=3, stride=stride, spatial_dims=dims, pad_type="reflect"
+            )
+            y, choice = jax.eval_shape(call, jax.ShapeDtypeStruct(shape, jnp.float32))
+            strides = stride if isinstance(stride, tuple) else (stride,) * dims
+            small = tuple(-(-n // s) for n, s in zip(shape[-1 - dims : -1], strides, strict=True))
             assert y.shape == (*shape[: -1 - dims], *small, 3)
-    half = LearnablePolyphase(3, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
-    x = values(2, 4, 4, 3).astype(jnp.bfloat16)
-    choice = half.choose(x, rngs=nnx.Rngs(0))
-    assert (half(x, choice).dtype, choice.weights.dtype) == (jnp.bfloat16, jnp.float32)
+    half = functools.partial(applied, mode="train", dtype=jnp.bfloat16)
+    y, choice = jax.eval_shape(half, jax.ShapeDtypeStruct((2, 4, 4, 3), jnp.bfloat16))
+    assert (y.dtype, choice.weights.dtype) == (jnp.bfloat16, jnp.float32)
     assert len(jax.tree.leaves(Choice(4, index=jnp.zeros(3, int)))) == 1
 
 
