@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,16 +13,18 @@ import jax
 import pytest
 from hypothesis import HealthCheck, settings
 from jax._src import compiler
+from jax._src.lru_cache import LRUCache
 
 import aa_flax
 
 # Before any backend is used, so that sharding is tested on every machine.
 jax.config.update("jax_num_cpu_devices", 8)
 
-# Nearly all time goes into compiling. Programs are kept for the other workers, for the processes that tests start,
-# and for the next run; each is compiled without the optimisations that cost more than they save here.
+# Nearly all time goes into compiling. Programs are kept for the other workers and for the next run, those of processes
+# that tests start in a folder of their own; each is compiled without the optimisations that cost more than they save.
+_PROGRAMS = Path(__file__).parents[1] / ".pytest_cache" / "programs"
 _QUICK = {
-    "jax_compilation_cache_dir": str(Path(__file__).parents[1] / ".pytest_cache" / "programs"),
+    "jax_compilation_cache_dir": str(_PROGRAMS),
     "jax_persistent_cache_min_compile_time_secs": 0,
     "jax_persistent_cache_min_entry_size_bytes": 0,
     "jax_disable_most_optimizations": True,
@@ -29,6 +32,19 @@ _QUICK = {
 for _name, _value in _QUICK.items():
     jax.config.update(_name, _value)
     os.environ.setdefault(_name.upper(), str(_value))
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_PROGRAMS / os.environ.get("PYTEST_XDIST_WORKER", "alone"))
+
+
+def _put_whole(self: LRUCache, key: str, value: bytes) -> None:
+    """JAX writes the file where it belongs, and another worker may read half of it."""
+    path = Path(self.path, f"{key}-cache")
+    if not path.exists():
+        half = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+        half.write_bytes(value)
+        half.replace(path)
+
+
+LRUCache.put = _put_whole
 
 # XLA's newer way to write loops for the CPU takes two to three times as long to compile as the older one, where it has
 # both. JAX takes such options for one program at a time; here they are for all, those of single operations included.
@@ -86,7 +102,10 @@ def pytest_collection_finish() -> None:
 
 
 # Begun first, as one of these begun last would leave the other worker idle.
-_LONG = ("train_fit", "docs", "benchmarks", "models", "meshes", "recorded", "downsample", "reproduce", "evaluate")
+_LONG = (
+    *("train_slow", "train_fit", "docs", "benchmarks", "models", "meshes", "recorded", "downsample", "reproduce"),
+    "evaluate",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
