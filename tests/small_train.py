@@ -9,6 +9,7 @@ import itertools
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,11 @@ def shrink() -> None:
     mobilenet.STAGES = SMALL_STAGES
 
 
+def stop() -> None:
+    """Stops all threads, this one before it does anything else: what is sent to the process may reach another first."""
+    signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
+
+
 def stop_at_step(number: int) -> None:
     from train.fit.runlog import RunLog
 
@@ -31,7 +37,7 @@ def stop_at_step(number: int) -> None:
     def write_and_stop(self: RunLog, step: int, values: Any) -> None:
         write(self, step, values)
         if step == number:
-            os.kill(os.getpid(), signal.SIGSTOP)
+            stop()
 
     RunLog.training = write_and_stop  # type: ignore[method-assign]
 
@@ -42,7 +48,7 @@ def stop_at_save(number: int) -> None:
     def stop_and_rename(source: Any, target: Any, **options: Any) -> None:
         target = Path(target)
         if target.parent.name == "checkpoints" and target.name.isdigit() and next(saves) == number:
-            os.kill(os.getpid(), signal.SIGSTOP)
+            stop()
         rename(source, target, **options)
 
     os.rename = stop_and_rename
