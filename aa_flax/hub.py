@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from aa_flax.downsample import METHODS
+from aa_flax.downsample import method
 from aa_flax.files import file_sha256
 from aa_flax.local_paths import local_path
 from aa_flax.models.base import Network
@@ -225,14 +225,15 @@ def _front_matter(config: PretrainedConfig) -> str:
 def _summary(config: PretrainedConfig) -> str:
     spec = config.spec
     options = dict(spec.options)
-    kind = str(options.pop("downsample", "blur"))
+    kind = method(str(options.pop("downsample", "blur")))
     if not spec.suffix:
         what = "timm's network, anti-aliased as its name says"
     elif spec.filter_size is None:
         what = "without anti-aliasing (torchvision's network)"
     else:
-        filters = f" with {spec.filter_size} taps and {spec.pad_type} padding" if kind == "blur" else ""
-        what = f"anti-aliased by {METHODS[kind].title}{filters}"
+        filters = f" with {spec.filter_size} taps and {spec.pad_type} padding" if kind.name == "blur" else ""
+        chosen = "".join(f", {option}={value}" for option, value in kind.options)
+        what = f"anti-aliased by {kind.layer.title}{chosen}{filters}"
     more = f" Options: {', '.join(f'{k}={v}' for k, v in options.items())}." if options else ""
     return (
         f"`{spec.name}` for JAX and Flax, {what}, {spec.num_classes} classes, {spec.in_channels} input channels.{more}"

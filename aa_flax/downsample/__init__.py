@@ -2,7 +2,7 @@
 
 Every layer here answers `layer(x, like=None)` as `aa_flax.BlurPool2D` does, and gives `ceil(N / stride)`
 samples for an axis of N, so that they can stand in for each other. What is in `METHODS` is what networks, surgery,
-files and the trainer know as `downsample`.
+files and the trainer know as `downsample`, with a method's options behind it: `aps:criterion=l1`.
 """
 
 from aa_flax.downsample.base import Choice, Downsample, Site
@@ -10,6 +10,7 @@ from aa_flax.downsample.blur import BlurPool, BlurPool1D, BlurPool2D, BlurPool3D
 from aa_flax.downsample.content_adaptive import ContentAdaptiveBlur
 from aa_flax.downsample.ideal import HammingLowPass, IdealLowPass, ideal_matrix
 from aa_flax.downsample.learnable import LearnablePolyphase, Temperature
+from aa_flax.downsample.methods import METHODS, Method, method
 from aa_flax.downsample.polyphase import AdaptivePolyphase
 
 __all__ = [
@@ -25,18 +26,10 @@ __all__ = [
     "HammingLowPass",
     "IdealLowPass",
     "LearnablePolyphase",
+    "Method",
     "Site",
     "Temperature",
     "blur_layer",
     "ideal_matrix",
+    "method",
 ]
-
-# Further methods may be put in, under names that the files of their networks will carry.
-METHODS: dict[str, type[Downsample]] = {
-    "blur": BlurPool,
-    "aps": AdaptivePolyphase,
-    "lps": LearnablePolyphase,
-    "ddac": ContentAdaptiveBlur,
-    "ideal": IdealLowPass,
-    "asap": HammingLowPass,
-}

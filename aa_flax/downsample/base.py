@@ -1,7 +1,7 @@
 """The base of every layer that subsamples, and the geometry that several of them need."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -73,19 +73,22 @@ class Downsample(nnx.Module):
 
     Attributes:
         title: the method in a few words, for model cards.
+        options: what may be chosen behind the method's name, and the values of each, its default first; they are
+            arguments of `at`.
         has_parameters: whether layers can only be made where channels and `rngs` are known.
         alias_free: whether nothing folds over, so that shifts by any fraction of a sample commute with the layer.
         exact: whether a network that is circular throughout answers rolled images as it does the image.
     """
 
     title: ClassVar[str] = "a method of its own"
+    options: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     has_parameters: ClassVar[bool] = False
     alias_free: ClassVar[bool] = False
     exact: ClassVar[bool] = False
 
     @classmethod
-    def at(cls, site: Site) -> "Downsample":
-        """The layer for a place in a network."""
+    def at(cls, site: Site, **options: Any) -> "Downsample":
+        """The layer for a place in a network, with those of its options that differ from their default."""
         raise NotImplementedError(f"{cls.__name__} does not say how it is made for a network: define its method at")
 
     def choose(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> "jax.Array | Choice":

@@ -4,7 +4,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -52,9 +52,10 @@ class ContentAdaptiveBlur(Downsample):
 
     title = "content-adaptive filters"
     has_parameters = True
+    options: ClassVar = {"normalise": get_args(Normalise), "dense_statistics": (False, True)}
 
     @classmethod
-    def at(cls, site: Site) -> Downsample:
+    def at(cls, site: Site, **options: Any) -> Downsample:
         assert site.channels is not None
         assert site.rngs is not None
         return cls(
@@ -68,6 +69,7 @@ class ContentAdaptiveBlur(Downsample):
             dtype=site.dtype,
             param_dtype=site.param_dtype,
             rngs=site.rngs,
+            **options,
         )
 
     def __init__(

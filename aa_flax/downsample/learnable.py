@@ -1,7 +1,7 @@
 """Learnable polyphase sampling: the grid that a small network prefers."""
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -57,9 +57,10 @@ class LearnablePolyphase(Downsample):
     title = "learnable polyphase sampling"
     has_parameters = True
     exact = True
+    options: ClassVar = {"mode": get_args(Mode)}
 
     @classmethod
-    def at(cls, site: Site) -> Downsample:
+    def at(cls, site: Site, **options: Any) -> Downsample:
         assert site.channels is not None
         assert site.rngs is not None
         return cls(
@@ -72,6 +73,7 @@ class LearnablePolyphase(Downsample):
             dtype=site.dtype,
             param_dtype=site.param_dtype,
             rngs=site.rngs,
+            **options,
         )
 
     def __init__(

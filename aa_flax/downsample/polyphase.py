@@ -1,7 +1,7 @@
 """Adaptive polyphase sampling: the grid with the most energy."""
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import jax
 from flax import nnx
@@ -14,6 +14,7 @@ from aa_flax.downsample.energies import CRITERIA, Criterion, largest_map
 from aa_flax.downsample.phases import chosen, phases
 
 ChooseOn = Literal["blurred", "unblurred"]
+NORMS = tuple(criterion for criterion in CRITERIA if criterion != "sum")
 
 
 class AdaptivePolyphase(Downsample):
@@ -46,10 +47,11 @@ class AdaptivePolyphase(Downsample):
 
     title = "adaptive polyphase sampling"
     exact = True
+    options: ClassVar = {"criterion": NORMS, "choose_on": get_args(ChooseOn)}
 
     @classmethod
-    def at(cls, site: Site) -> Downsample:
-        return cls(site.filter_size, site.strides, site.pad_type, spatial_dims=len(site.strides))
+    def at(cls, site: Site, **options: Any) -> Downsample:
+        return cls(site.filter_size, site.strides, site.pad_type, spatial_dims=len(site.strides), **options)
 
     def __init__(
         self,
@@ -65,7 +67,7 @@ class AdaptivePolyphase(Downsample):
         self.filter_size = whole_number("filter_size", filter_size)
         self.stride = per_axis("stride", stride, spatial_dims)
         self.pad_type = blurpool.canonical_pad_type(pad_type)
-        self.criterion: Criterion = one_of("criterion", criterion, [c for c in CRITERIA if c != "sum"])
+        self.criterion: Criterion = one_of("criterion", criterion, NORMS)
         self.choose_on = one_of("choose_on", choose_on, get_args(ChooseOn))
         self.end_pad_type = self.pad_type if end_pad_type is None else blurpool.canonical_pad_type(end_pad_type)
 

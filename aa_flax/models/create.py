@@ -83,10 +83,11 @@ def create_model(
         param_dtype: dtype of the parameters.
         rngs: source of the initial values, which follow the reference.
         **options: the family's own, each an attribute of its configuration, such as `pool_only`, and for every
-            network `downsample` (what subsamples: `blur`, `aps`, `lps`, `ddac`, `ideal` or `asap`,
-            see `aa_flax.downsample`), `circular` (convolutions and pools see a map that goes on at its other
-            side), `frozen_bn` (running statistics in every mode, no gradient for scale and bias) and `folded_bn`
-            (convolutions with a bias in place of the normalisations after them, see `aa_flax.fold_batchnorm`).
+            network `downsample` (what subsamples: `blur`, `aps`, `lps`, `ddac`, `ideal` or `asap`, with options of it
+            behind a colon, `aps:criterion=l1,choose_on=unblurred`; see `aa_flax.downsample`), `circular` (convolutions
+            and pools see a map that goes on at its other side), `frozen_bn` (running statistics in every mode, no
+            gradient for scale and bias) and `folded_bn` (convolutions with a bias in place of the normalisations after
+            them, see `aa_flax.fold_batchnorm`).
 
     Raises:
         TypeError: for an option that the family does not have.

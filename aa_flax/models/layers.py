@@ -9,7 +9,7 @@ from flax import nnx
 from jax.nn.initializers import zeros
 
 from aa_flax.alias_free import AliasFreeActivation, AliasFreeNorm
-from aa_flax.downsample import METHODS, Downsample, Site
+from aa_flax.downsample import METHODS, Downsample, Site, method
 from aa_flax.models.batch_norm import BatchNorm, FrozenBatchNorm
 from aa_flax.models.convolutions import dense_conv, depthwise_conv
 from aa_flax.models.initialisers import Initialiser, he_fan_out, torch_default, torch_default_bias
@@ -85,7 +85,7 @@ class Builder:
     Attributes:
         filter_size: taps of every blur, None for the plain network.
         pad_type: padding of every blur.
-        downsample: what subsamples, a name of `aa_flax.downsample.METHODS`.
+        downsample: what subsamples, as `aa_flax.downsample.method` reads it.
         circular: pad convolutions and pools circularly instead of with zeros.
         activation: a name of `ACTIVATIONS`, or `alias_free`.
         norm: `batch` or `layer`, or `alias_free` in their place.
@@ -129,8 +129,8 @@ class Builder:
             raise ValueError("norm='alias_free' has no running statistics that frozen_bn=True could keep")
         if not chosen.alias_free:
             return chosen
-        exact = [name for name, method in METHODS.items() if method.alias_free]
-        if not (self.antialiased and self.downsample in exact):
+        if not (self.antialiased and method(self.downsample).layer.alias_free):
+            exact = [name for name, layer in METHODS.items() if layer.alias_free]
             found = f"downsample={self.downsample!r}" if self.antialiased else "in the plain network"
             raise ValueError(
                 "activation='alias_free' is for a network that aliases nowhere: it goes with "
@@ -152,7 +152,7 @@ class Builder:
             rngs=self.rngs,
             follows=follows,
         )
-        return METHODS[self.downsample].at(site)
+        return method(self.downsample).at(site)
 
     def conv(
         self,

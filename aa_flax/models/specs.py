@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import numpy as np
 
 from aa_flax.blurpool import canonical_pad_type
-from aa_flax.downsample import METHODS
+from aa_flax.downsample import METHODS, method
 from aa_flax.models.base import ModelSpec
 from aa_flax.models.registry import family_of
 
@@ -104,6 +104,9 @@ def _check_option(name: str, option: str, value: Any, default: Any) -> None:
     """Refuses what is of another type or length than the option's default, is no choice, or makes no network."""
     kinds = get_type_hints(CommonOptions) | get_type_hints(type(family_of(name).configs[name]))
     choices = get_args(kinds[option]) if get_origin(kinds[option]) is Literal else ()
+    if option == "downsample" and isinstance(value, str):
+        method(value)
+        return
     if option == "downsample":
         choices = tuple(METHODS)
     if choices and not any(_is_like(value, choice) and value == choice for choice in choices):
@@ -126,7 +129,7 @@ def lost_exactness(spec: ModelSpec) -> str | None:
     """A line about a circular network whose way to subsample promises the same answer to rolled images, if another
     option breaks that promise; None otherwise."""
     options: dict[str, Any] = default_options(spec.name) | dict(spec.options)
-    if spec.filter_size is None or not (options["circular"] and METHODS[options["downsample"]].exact):
+    if spec.filter_size is None or not (options["circular"] and method(options["downsample"]).layer.exact):
         return None
     needed = []
     if options.get("stem_stride", 2) != 1 and options.get("pool_only", "stem_stride" in options):
@@ -187,6 +190,8 @@ def _checked(
     given = {option: _plain(value) for option, value in options.items()}
     for option, value in given.items():
         _check_option(name, option, value, known[option])
+    if "downsample" in given:
+        given["downsample"] = str(method(given["downsample"]))
     if filter_size is None and options.get("downsample", "blur") != "blur":
         raise ValueError(f"'{name}_plain' has no blur for downsample={options['downsample']!r} to stand in for")
     return ModelSpec(

@@ -15,7 +15,7 @@ from flax import nnx
 
 from aa_flax import blurpool
 from aa_flax.axes import whole_number
-from aa_flax.downsample import METHODS, Downsample
+from aa_flax.downsample import METHODS, Downsample, method
 from aa_flax.models import specs
 from aa_flax.models.base import Network
 from aa_flax.models.registry import family_of
@@ -141,7 +141,7 @@ def _check_plan(plan: Plan) -> None:
     check_slots(plan.slots)
     if plan.place not in get_args(Place):
         raise ValueError(f"place must be one of {', '.join(get_args(Place))}, got {plan.place!r}")
-    if not callable(plan.downsample) and plan.downsample not in tuple(METHODS):
+    if not callable(plan.downsample) and str(plan.downsample).partition(":")[0] not in METHODS:
         raise ValueError(f"downsample must be one of {', '.join(METHODS)} or a function, got {plan.downsample!r}")
     if plan.place == "before" and plan.downsample != "blur":
         raise ValueError("place='before' lets the convolution subsample: downsample has to be 'blur'")
@@ -207,7 +207,7 @@ def _update_spec(model: Network, plan: Plan, pad_type: str) -> None:
     else:
         spec = dataclasses.replace(model.spec, filter_size=plan.filter_size, pad_type=pad_type)
     if isinstance(plan.downsample, str):
-        spec = specs.with_options(spec, downsample=plan.downsample)
+        spec = specs.with_options(spec, downsample=str(method(plan.downsample)))
     if plan.first and "pool_only" in specs.default_options(spec.name):
         spec = specs.with_options(spec, pool_only=False)
     nnx_model: Any = model

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from aa_flax.downsample import METHODS, Downsample, Site, blur_layer
+from aa_flax.downsample import Downsample, Site, blur_layer, method
 from aa_flax.strided import BlurAfter, BlurBefore, BlurredConvolution, blurred, split_stride
 from aa_flax.surgery.kinds import is_circular, kernel_size, strides_of
 from aa_flax.surgery.plan import Plan, Survey
@@ -54,7 +54,7 @@ class Blurs:
             rngs=plan.rngs,
             follows=follows,
         )
-        return METHODS[plan.downsample].at(site)
+        return method(plan.downsample).at(site)
 
     def before(self, conv: nnx.Conv) -> Downsample:
         """What blurs the input of a convolution that keeps its strides."""

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from flax import nnx
 
-from aa_flax.downsample import METHODS, Downsample
+from aa_flax.downsample import Downsample, method
 from aa_flax.surgery.kinds import Path, children, enlarges, is_circular, kernel_size
 from aa_flax.tracing.flow import Flow
 from aa_flax.tracing.program import TracedProgram, dotted
@@ -34,7 +34,7 @@ class Plan:
     @property
     def needs_channels(self) -> bool:
         """Whether the layers that subsample have parameters, so that they depend on the channels of their map."""
-        return isinstance(self.downsample, str) and METHODS[self.downsample].has_parameters
+        return isinstance(self.downsample, str) and method(self.downsample).layer.has_parameters
 
     def declines(self, path: str, layer: Any) -> bool:
         return self.where is not None and not self.where(path, layer)

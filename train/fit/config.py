@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from aa_flax.downsample import METHODS, LearnablePolyphase
+from aa_flax.downsample import METHODS, LearnablePolyphase, method
 from aa_flax.models.base import ModelSpec
 from aa_flax.models.specs import parse_spec, resolve_spec
 from aa_flax.weights.names import kind_of
@@ -20,10 +20,22 @@ from train.fit.optim import OptimConfig
 from train.fit.step import Remat
 from train.local_paths import require_local_paths
 
-# Made when a command line is read, so that methods that somebody has added are choices too.
+
+def _downsample() -> Any:
+    """A text that help shows as the choice it is; made when a command line is read, for somebody may add methods."""
+    form = tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=f"{{{','.join(METHODS)}}}[:OPTION=VALUE,...]",
+        instance_from_str=lambda words: words[0],
+        is_instance=lambda value: isinstance(value, str),
+        str_from_instance=lambda value: [value],
+    )
+    return Annotated[str, form]
+
+
 _DOWNSAMPLE = tyro.conf.arg(
-    constructor_factory=lambda: tyro.extras.literal_type_from_choices(METHODS),
-    # tyro shows what such a choice stands for as a list.
+    constructor_factory=_downsample,
+    # tyro shows what such a value stands for as a list.
     help_behavior_hint=lambda default: f"(default: {default.strip('[]').strip(chr(39))})",
 )
 PresetName = Literal["zhang2019", "finetune", "modern", "pod", "rsb_a3", "convnext", "cifar10", "digits"]
@@ -37,7 +49,7 @@ class NetworkConfig:
     """Padding of the blurs."""
 
     downsample: Annotated[str, _DOWNSAMPLE] = "blur"
-    """What subsamples, see aa_flax.downsample."""
+    """What subsamples, see aa_flax.downsample, and options of it: aps:criterion=l1,choose_on=unblurred."""
 
     circular: bool = False
     """Convolutions and pools see a map that goes on at its other side."""
@@ -76,7 +88,7 @@ class NetworkConfig:
     @property
     def has_temperature(self) -> bool:
         """Whether the network's subsampling has a temperature, `--optim.lps-temperature`."""
-        return issubclass(METHODS[self.downsample], LearnablePolyphase)
+        return issubclass(method(self.downsample).layer, LearnablePolyphase)
 
     def family_options(self) -> dict[str, Any]:
         """The options of one family that were given, as arguments of `aa_flax.create_model`."""
