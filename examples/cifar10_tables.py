@@ -138,10 +138,10 @@ def gain_table(cells: dict[Key, list[Line]]) -> str:
     """Every network: what 4 taps add to plain, and in which networks that is more than chance."""
     pairs = {}
     for model, augment in dict.fromkeys(key[:2] for key in cells):
-        both = [cells.get((model, augment, "scratch", taps), []) for taps in (0, 4)]
-        gains = [gain(*both, figure) for figure in FIGURES]
-        if None not in gains:
-            pairs[model, augment] = both, gains
+        plain, blurred = (cells.get((model, augment, "scratch", taps), []) for taps in (0, 4))
+        gains = [each for figure in FIGURES if (each := gain(plain, blurred, figure))]
+        if gains:
+            pairs[model, augment] = (plain, blurred), gains
     if not pairs:
         return ""
     tests = [each for _, gains in pairs.values() for each in gains]
