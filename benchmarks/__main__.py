@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     named = bool(words) and not words[0].startswith("-")
     if named and words[0] not in BENCHMARKS:
-        print(f"unknown benchmark {words[0]!r}: one of {', '.joinBENCHMARKS}", file=sys.stderr)
+        print(f"unknown benchmark {words[0]!r}: one of {', '.join(BENCHMARKS)}", file=sys.stderr)
         return USAGE_ERROR
     # JAX would reserve most of the device's memory for itself, PyTorch's part included.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
