@@ -96,10 +96,12 @@ def run(config: Config) -> int:
         return 0
     if missing:
         require_libtpu()
+        # Now: the compiler's process keeps the code that it starts with, whatever is changed meanwhile.
+        revision = git_revision()
         with Compiler(config.texts) as compiler:
             for number, program in enumerate(missing, 1):
                 print(f"{number} of {len(missing)}: {program}", file=sys.stderr, flush=True)
-                _compile(program, compiler, results)
+                _compile(program, compiler, results, revision)
                 _write(config, programs, results, before)
     print(_write(config, programs, results, before))
     return 1 if any(results.lines[program]["error"] for program in programs) else 0
@@ -148,7 +150,7 @@ def _check_names(names: tuple[str, ...], *, parts: bool) -> None:
             raise ValueError(f"--names {name} is none of the {what}")
 
 
-def _compile(program: Program, compiler: Compiler, results: Results) -> None:
+def _compile(program: Program, compiler: Compiler, results: Results, revision: str | None) -> None:
     kept: dict[str, Any] = results.lines.get(program, {})
     here = versions()
     known = kept.get("digest") if kept.get("versions") == here else None
@@ -157,7 +159,7 @@ def _compile(program: Program, compiler: Compiler, results: Results) -> None:
     if found == {"digest": known}:
         print("  unchanged", file=sys.stderr, flush=True)
         return
-    line = {"program": dataclasses.asdict(program), "versions": here, "revision": git_revision()} | found
+    line = {"program": dataclasses.asdict(program), "versions": here, "revision": revision} | found
     results.add(program, line)
     said = line["error"] or f"{cycles(line) / 1e6:.2f} M estimated cycles"
     print(f"  {said}, {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
