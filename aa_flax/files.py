@@ -5,10 +5,12 @@ import hashlib
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from aa_flax.buckets import AnyPath, BucketPath
 from aa_flax.local_paths import local_path
 
 CHUNK_BYTES = 1 << 18
@@ -66,29 +68,38 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         part.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file by `whole_file`; the directories above it are made.
+def write_atomically(path: AnyPath, content: bytes) -> None:
+    """Writes a file by `whole_file`, the directories above it being made, or an object of a bucket.
 
     Raises:
         OSError: the directory cannot be made or the file cannot be written.
     """
+    if isinstance(path, BucketPath):
+        path.write_bytes(content)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as file:
         file.write(content)
 
 
 @contextlib.contextmanager
-def whole_directory(directory: Path, *, last: str) -> Iterator[Path]:
+def whole_directory(directory: AnyPath, *, last: str) -> Iterator[Path]:
     """A fresh folder whose files move to a directory when the block has ended well, and vanish otherwise.
 
     Args:
-        directory: where the files go, made when missing; other files in it stay.
+        directory: where the files go, made when missing; other files in it stay. It may lie in a bucket.
         last: the file that moves last where the directory exists: without it the others count as nothing.
 
     Raises:
         FileExistsError: there was no such directory at the start, and another process has made it meanwhile.
         OSError: it cannot be written to.
     """
+    if isinstance(directory, BucketPath):
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+            for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == last):
+                (directory / file.name).upload(file)
+        return
     exists = directory.is_dir()
     # Within the directory, where it exists: its parent may lie on another disk, across which nothing moves at once.
     fresh = (directory if exists else directory.parent) / f".{directory.name}-{secrets.token_hex(4)}.tmp"

@@ -29,9 +29,12 @@ def local_path(path: str | os.PathLike[str]) -> Path:
         remedy = f"leave the scheme out: /{rest}"
     elif scheme == "hf":
         remedy = "only weights are named so, as in aa_flax.load_pretrained: download other files first"
+    elif scheme == "gs":
+        bucket, _, name = rest.partition("/")
+        remedy = f"mount the bucket (gcsfuse --implicit-dirs {bucket} DIRECTORY), and give DIRECTORY/{name}"
     else:
         remedy = "copy it to a local directory, or mount the bucket as one, and give that"
-    raise ValueError(f"{scheme}://{rest}: no path of this machine, and {scheme}:// is not supported; {remedy}")
+    raise ValueError(f"{scheme}://{rest}: no path of this machine, and {scheme}:// is not supported here; {remedy}")
 
 
 def check_local_paths(options: Any, prefix: str = "--") -> None:

@@ -13,6 +13,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 import aa_flax
 from aa_flax.models import mobilenet
 
@@ -43,7 +45,13 @@ def stop_at_step(number: int) -> None:
 
 
 def stop_at_save(number: int) -> None:
-    rename, saves = os.rename, itertools.count(1)
+    rename, write_text, saves = os.rename, epath.Path.write_text, itertools.count(1)
+
+    # In a bucket a checkpoint is in its place once this object is written.
+    def stop_and_write(self: epath.Path, *content: Any) -> int:
+        if self.name == "commit_success.txt" and self.parent.name.isdigit() and next(saves) == number:
+            stop()
+        return write_text(self, *content)
 
     def stop_and_rename(source: Any, target: Any, **options: Any) -> None:
         target = Path(target)
@@ -52,6 +60,7 @@ def stop_at_save(number: int) -> None:
         rename(source, target, **options)
 
     os.rename = stop_and_rename
+    epath.Path.write_text = stop_and_write  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Addresses such as gs://bucket/run are refused wherever a path is taken; none becomes a folder called `gs:`."""
+"""Addresses that no path can be are refused wherever a path is taken; none becomes a folder called `s3:`."""
 
 import dataclasses
 import importlib
@@ -24,7 +24,9 @@ from train.fit.config import validate
 from train.fit.presets import preset
 
 ROOT = Path(__file__).parents[1]
-ADDRESS = "gs://bucket/some/run"
+ADDRESS = "s3://bucket/some/run"
+# Taken where tests/test_buckets.py and tests/test_train_bucket.py say so, and nowhere else.
+IN_BUCKET = "gs://bucket/some/run"
 SAVED = str(ROOT / "weights" / "mobilenet_v2_plain-cifar10")
 
 
@@ -56,6 +58,8 @@ def test_the_remedy_fits_the_scheme():
         local_path("file:///data/x")
     with pytest.raises(ValueError, match=r"aa_flax\.load_pretrained"):
         local_path("hf://owner/name")
+    with pytest.raises(ValueError, match=r"\(gcsfuse --implicit-dirs bucket DIRECTORY\), and give DIRECTORY/some/run$"):
+        local_path(IN_BUCKET)
 
 
 COMMANDS = {
@@ -108,6 +112,12 @@ def test_every_command_names_the_option(name, options, capsys):
     assert (before[-1] if before else "--run") in refusal(capsys)
 
 
+@pytest.mark.parametrize("option", [("--data.name", "cifar10", "--data.dir"), ("--data.cache-dir",)])
+def test_data_do_not_come_from_buckets(option, capsys):
+    assert main(["fit", *option, IN_BUCKET]) == 2
+    assert f"error: {option[-1]}: {IN_BUCKET}: no path of this machine" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "words", [(ADDRESS, "--model", "resnet18", "--output", "out"), ("--model", "resnet18", "--output", ADDRESS)]
 )
@@ -120,10 +130,10 @@ def test_training_from_python(monkeypatch):
     for changes in ({"run_dir": Path(ADDRESS)}, {"init": ADDRESS}):
         with pytest.raises(CommandError, match="no path of this machine"):
             validate(dataclasses.replace(preset("digits"), **changes))
-    with pytest.raises(CommandError, match=r"^--data\.dir: gs://bucket"):
+    with pytest.raises(CommandError, match=r"^--data\.dir: s3://bucket"):
         DataConfig(dir=Path(ADDRESS))
     monkeypatch.setenv("AA_FLAX_CACHE", ADDRESS)
-    with pytest.raises(CommandError, match=r"^\$AA_FLAX_CACHE: gs://bucket"):
+    with pytest.raises(CommandError, match=r"^\$AA_FLAX_CACHE: s3://bucket"):
         open_dataset(DataConfig(name="cifar10", dir=Path("photos")))
 
 
@@ -143,7 +153,7 @@ def test_every_function_of_the_library(kind, monkeypatch):
         lambda path: aa_flax.save_pretrained(_filled(model), path),
     )
     for door in doors:
-        with pytest.raises(ValueError, match=r"gs://bucket/some/run: no path of this machine"):
+        with pytest.raises(ValueError, match=r"s3://bucket/some/run: no path of this machine"):
             door(path)
     monkeypatch.setenv("AA_FLAX_CACHE", ADDRESS)
     with pytest.raises(ValueError, match="no path of this machine"):
@@ -167,13 +177,13 @@ def test_an_example_ends_with_one_line(tmp_path):
     words = [sys.executable, str(ROOT / "examples/cifar10_tables.py"), "results.jsonl", "--picture", ADDRESS]
     ended = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr.startswith("cifar10_tables: --picture: gs://bucket")
+    assert ended.stderr.startswith("cifar10_tables: --picture: s3://bucket")
     assert ended.stderr.count("\n") == 1
 
 
 def test_benchmarks_name_the_option(capsys):
     assert importlib.import_module("benchmarks.__main__").main(["consistency", "--smoke", "--data", ADDRESS]) == 2
-    assert "--data: gs://bucket" in capsys.readouterr().err
+    assert "--data: s3://bucket" in capsys.readouterr().err
 
 
 def test_options_within_options_and_tuples_are_found():

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from aa_flax.buckets import AnyPath
+
 ROOT = Path(__file__).resolve().parents[1]
 # Three epochs of eight updates on small noise; what they learn is of no interest here. At the preset's rate each update
 # would amplify the rounding by which devices differ up to tenfold.
@@ -26,7 +28,7 @@ SMALL = (
 STEPS = 24
 
 
-def assert_losses_agree(one: Path, other: Path) -> None:
+def assert_losses_agree(one: AnyPath, other: AnyPath) -> None:
     """Runs on different numbers of devices or processes have the same losses, but for rounding.
 
     Sums over more devices round otherwise, and every update makes a difference somewhat larger: from some 1e-7 to
@@ -80,7 +82,7 @@ def finish(process: subprocess.Popen[str], *, code: int = 0, timeout: float = 30
     return output
 
 
-def lines(run_dir: Path, kind: str = "train") -> list[dict[str, Any]]:
+def lines(run_dir: AnyPath, kind: str = "train") -> list[dict[str, Any]]:
     """The lines of one kind in a run's metrics.jsonl."""
     path = run_dir / "metrics.jsonl"
     if not path.exists():
@@ -89,14 +91,14 @@ def lines(run_dir: Path, kind: str = "train") -> list[dict[str, Any]]:
     return [line for line in map(json.loads, whole) if line["kind"] == kind]
 
 
-def losses(run_dir: Path) -> list[float]:
+def losses(run_dir: AnyPath) -> list[float]:
     """The training loss of every update, in order; each exactly once."""
     found = lines(run_dir)
     assert [line["step"] for line in found] == list(range(1, len(found) + 1))
     return [line["loss"] for line in found]
 
 
-def wait_for_step(process: subprocess.Popen[str], run_dir: Path, step: int, timeout: float = 240) -> None:
+def wait_for_step(process: subprocess.Popen[str], run_dir: AnyPath, step: int, timeout: float = 240) -> None:
     """Waits until a run has logged an update."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
@@ -127,15 +129,17 @@ def killed(*options: str, stop_at: str, cache: Path, devices: int = 1) -> None:
     kill(process)
 
 
-def final_arrays(run_dir: Path) -> dict[str, np.ndarray]:
+def final_arrays(run_dir: AnyPath) -> dict[str, np.ndarray]:
     """Every array of the newest checkpoint, read without the trainer."""
     import orbax.checkpoint as ocp
+    from etils import epath
 
     newest = max(int(entry.name) for entry in (run_dir / "checkpoints").iterdir() if entry.name.isdigit())
+    state = epath.Path(str(run_dir.absolute() / "checkpoints" / str(newest) / "state"))
     with ocp.StandardCheckpointer() as reader:
-        metadata = reader.metadata(run_dir.absolute() / "checkpoints" / str(newest) / "state")
+        metadata = reader.metadata(state)
         targets = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in metadata.item_metadata.tree.items()}
-        return reader.restore(run_dir.absolute() / "checkpoints" / str(newest) / "state", targets)
+        return reader.restore(state, targets)
 
 
 def assert_same_arrays(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
@@ -166,7 +170,7 @@ def free_port() -> int:
 
 
 def start_pair(
-    run_dir: Path, *options: str, cache: Path, devices: int = 4, words: Sequence[str] = SMALL
+    run_dir: AnyPath, *options: str, cache: Path, devices: int = 4, words: Sequence[str] = SMALL
 ) -> list[subprocess.Popen[str]]:
     """Starts two processes on this machine that train together."""
     address = f"127.0.0.1:{free_port()}"

@@ -87,6 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return USAGE_ERROR
     announce(words)
     # Not before: these bring JAX with them.
+    from aa_flax.buckets import is_in_bucket
     from aa_flax.printable import accept_any_text, printable
     from train.local_paths import require_local_paths
 
@@ -98,6 +99,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return module.run(config)
     except CommandError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
+        return USAGE_ERROR
+    except OSError as error:
+        # A bucket can be out of reach at any moment; on a disk that is not expected.
+        if not is_in_bucket(str(error.filename)):
+            raise
+        print(f"error: {printable(f'{error.filename}: {error.strerror}')}", file=sys.stderr)
         return USAGE_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

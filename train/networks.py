@@ -13,6 +13,7 @@ import jax
 from flax import nnx
 from jax.tree_util import Partial
 
+from aa_flax.buckets import AnyPath, BucketPath
 from aa_flax.models.base import Network
 from aa_flax.models.specs import changed_spec, resolve_spec
 from aa_flax.progress import progress
@@ -58,7 +59,7 @@ def _blur(taps: int | None) -> str:
     return "no blur" if taps is None else f"blurs of {taps} tap{'s' * (taps != 1)}"
 
 
-def refuse_run(path: Path, option: str) -> None:
+def refuse_run(path: AnyPath, option: str) -> None:
     """Refuses the directory of a run where weights are wanted: which of its checkpoints is meant is not said.
 
     Raises:
@@ -84,11 +85,19 @@ def named_weights(name: str | os.PathLike[str], spec: str | None = None, *, opti
         CommandError: the directory of a run.
         OSError, ValueError: no such weights.
     """
-    if kind_of(name) == "local":
+    kind = kind_of(name)
+    if kind == "local":
         refuse_run(Path(name), option)
         return obtain(name, spec=spec)
-    with progress() as step:
-        return obtain(name, spec=spec, progress=step(f"getting {os.fspath(name)}"))
+    try:
+        with progress() as step:
+            return obtain(name, spec=spec, progress=step(f"getting {os.fspath(name)}"))
+    except FileNotFoundError:
+        # Where the bucket cannot be asked, what was missing first is told.
+        with contextlib.suppress(OSError):
+            if kind == "bucket":
+                refuse_run(BucketPath(os.fspath(name)), option)
+        raise
 
 
 def open_network(

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from aa_flax.local_paths import local_path
+from aa_flax.buckets import any_path
 from aa_flax.models.base import ModelSpec
 from aa_flax.models.specs import resolve_spec
 from aa_flax.weights.errors import CheckpointError
@@ -188,13 +188,14 @@ def read_config(directory: str | os.PathLike[str]) -> PretrainedConfig:
     """The configuration in a directory that `save_pretrained` or `convert_weights.py` has written.
 
     Args:
-        directory: the folder with `config.json`. Fields that the file leaves out have their defaults.
+        directory: the folder with `config.json`, on this disk or in a bucket. Fields that the file leaves out have
+            their defaults.
 
     Raises:
         FileNotFoundError: there is no `config.json`.
         CheckpointError: (a ValueError) it is no such configuration; the message names the field.
     """
-    path = local_path(directory) / CONFIG_NAME
+    path = any_path(directory) / CONFIG_NAME
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: not found; give a directory that aa_flax.save_pretrained or convert_weights.py has written"

@@ -2,8 +2,9 @@
 
 import json
 import os
-from pathlib import Path
 from typing import Any
+
+from aa_flax.buckets import any_path
 
 MAX_BYTES = 16 * 2**20
 _MAX_DIGITS = 19
@@ -20,7 +21,7 @@ def read_json(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> Any:
         OSError: the file cannot be read.
         ValueError: it is too large, or what `parse_json` refuses. The message does not name the file.
     """
-    path = Path(path)
+    path = any_path(path)
     size = path.stat().st_size
     if size > max_bytes:
         raise ValueError(f"it has {size:,} bytes, and {max_bytes:,} at most are read")

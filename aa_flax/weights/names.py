@@ -1,8 +1,8 @@
 """How weights are named everywhere, and how a name becomes weights on this disk.
 
-A name is a local directory, or a file; `hf://owner/name[@revision]`; `https://...` of a `.pth` or `.safetensors`; or
-`<spec>[.<training>]` of published weights, such as `resnet50_lpf4`, `resnet50_plain`, `resnetaa50.a1h_in1k`. What lies
-on this disk comes first.
+A name is a local directory, or a file; one in a bucket, `gs://bucket/name`; `hf://owner/name[@revision]`;
+`https://...` of a `.pth` or `.safetensors`; or `<spec>[.<training>]` of published weights, such as `resnet50_lpf4`,
+`resnet50_plain`, `resnetaa50.a1h_in1k`. What lies on this disk comes first.
 """
 
 import dataclasses
@@ -13,12 +13,14 @@ import urllib.parse
 from pathlib import Path
 from typing import Any, Literal
 
+from aa_flax.buckets import is_in_bucket
 from aa_flax.files import Progress, cache_directory, file_sha256
 from aa_flax.local_paths import local_path
 from aa_flax.models.base import ModelSpec
 from aa_flax.models.registry import family_of
 from aa_flax.models.specs import parse_spec, resolve_spec
 from aa_flax.weights import catalog
+from aa_flax.weights.bucket import fetch_from_bucket
 from aa_flax.weights.catalog import Published
 from aa_flax.weights.config import CONFIG_NAME, WEIGHTS_NAME, PretrainedConfig
 from aa_flax.weights.download import DownloadError, download
@@ -26,7 +28,7 @@ from aa_flax.weights.errors import CheckpointError
 from aa_flax.weights.repository import Repository, fetch_repository, holds_timm, parse_address, read_any_config
 from aa_flax.weights.safetensors_file import begins_safetensors, read_safetensors
 
-Kind = Literal["local", "repository", "address", "published"]
+Kind = Literal["local", "bucket", "repository", "address", "published"]
 
 # torch.hub's way to say the hash of a file in its name.
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.\w+$")
@@ -55,7 +57,7 @@ def kind_of(name: str | os.PathLike[str]) -> Kind:
     """What kind of name it is; nothing is read or fetched.
 
     Raises:
-        ValueError: it can be none, such as gs://bucket/weights or resnet51.
+        ValueError: it can be none, such as s3://bucket/weights or resnet51.
         FileNotFoundError: a path where nothing is.
     """
     text = os.fspath(name)
@@ -65,6 +67,8 @@ def kind_of(name: str | os.PathLike[str]) -> Kind:
     if re.match("https?:/", text):
         _check_address(text)
         return "address"
+    if is_in_bucket(text):
+        return "bucket"
     path = local_path(name)
     if path.exists():
         return "local"
@@ -99,6 +103,8 @@ def obtain(name: str | os.PathLike[str], *, spec: str | None = None, progress: P
         return _repository(fetch_repository(text, progress=progress))
     if kind == "address":
         return _downloaded(_whole_address(text), spec, progress)
+    if kind == "bucket":
+        return _local(fetch_from_bucket(text, progress=progress), spec, progress)
     return _local(Path(name), spec, progress)
 
 

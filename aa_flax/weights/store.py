@@ -3,7 +3,6 @@
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from aa_flax.buckets import AnyPath, any_path
 from aa_flax.files import whole_directory
-from aa_flax.local_paths import local_path
 from aa_flax.models.abstract import build_abstract
 from aa_flax.models.base import Network
 from aa_flax.models.specs import changed_spec, resolve_spec
@@ -57,7 +56,7 @@ def save_pretrained(
     license: str | None = None,
     metrics: Mapping[str, Any] | None = None,
     overwrite: bool = True,
-) -> Path:
+) -> AnyPath:
     """Writes a network to a directory that `load_pretrained` reads.
 
     The files appear complete or not at all: an interrupted save leaves what was there before. What a loaded network's
@@ -67,7 +66,7 @@ def save_pretrained(
     Args:
         model: made by `create_model`, `load_pretrained` or `convert_state_dict`, perhaps trained since. Parameters
             and statistics keep their types.
-        directory: the folder, made when missing; other files in it stay.
+        directory: the folder, made when missing; other files in it stay. gs://bucket/name is one in a bucket.
         preprocessing: how images are prepared for the network; None means what is known, else ImageNet's standard,
             which is for three channels only.
         test_preprocessing: the same at the size where accuracy counts for more than speed, if there is one.
@@ -104,7 +103,7 @@ def save_pretrained(
         given["source"] = {"parents": known["source"]["parents"], **source}
     config = PretrainedConfig(spec=spec, **(known | given))
     text = dump_config(config)
-    directory = local_path(directory)
+    directory = any_path(directory)
     _check_target(directory, overwrite)
     with whole_directory(directory, last=CONFIG_NAME) as fresh:
         write_safetensors(fresh / WEIGHTS_NAME, arrays, ("model", config.model))
@@ -131,6 +130,7 @@ def load_pretrained(
         name: one of
 
             - a directory that `save_pretrained` or `convert_weights.py` has written; a file `.pth`, `.safetensors`;
+              either on this disk or in a bucket, gs://bucket/name;
             - a network with published weights: `resnet50_lpf4`, `resnet50_plain`, `resnetaa50.a1h_in1k`;
               `list_pretrained` has them;
             - a repository on the Hugging Face Hub, of this library's layout or timm's: `hf://owner/name[@revision]`;
@@ -156,7 +156,7 @@ def load_pretrained(
         FileNotFoundError: no such directory or file, or a file is missing in it.
         CheckpointError: (a ValueError) the files do not fit each other or the network (what is missing, left over or
             of another shape is listed), or hold NaN or infinite values.
-        ValueError: no name of weights, such as gs://bucket/weights; a file whose network nobody says.
+        ValueError: no name of weights, such as s3://bucket/weights; a file whose network nobody says.
         DownloadError: (an OSError) they could not be fetched; each address is named with its reason.
     """
     weights = obtain(name, spec=spec)
@@ -243,7 +243,7 @@ def _counted(config: PretrainedConfig, counts: Mapping[str, int]) -> PretrainedC
     return dataclasses.replace(config, spec=spec, **preparation_for(config, spec.in_channels))
 
 
-def _check_target(directory: Path, overwrite: bool) -> None:
+def _check_target(directory: AnyPath, overwrite: bool) -> None:
     if directory.exists() and not directory.is_dir():
         raise FileExistsError(f"{directory}: it is a file; give a directory to write {WEIGHTS_NAME} into")
     existing = [name for name in (CONFIG_NAME, WEIGHTS_NAME) if (directory / name).exists()]

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import jax
 import tyro
 
+from aa_flax.buckets import AnyPath, BucketPath
 from aa_flax.consistency import ShiftProtocol
 from aa_flax.files import write_atomically
 from aa_flax.weights.config import PretrainedConfig
@@ -20,6 +21,7 @@ from train.evaluate.kept import keep_crops, keep_diagonal
 from train.evaluate.moving import equivariance_for
 from train.evaluate.report import Evaluation, as_json, print_table
 from train.evaluate.scoring import Predictor, Score, protocols_for, read_offsets, score, whole_batch
+from train.local_paths import Place
 from train.measurable.naming import Foreign
 from train.measurable.network import Measurable
 from train.networks import as_function, open_network
@@ -41,7 +43,8 @@ class Config:
     model: str | None = None
     """Network, such as resnet50_lpf4. Without --weights, its published weights are fetched."""
     weights: str | None = None
-    """Directory of convert_weights.py or `python -m train export`; or .pth, .safetensors, hf://owner/name, https."""
+    """Directory of convert_weights.py or `python -m train export`; or .pth, .safetensors, gs://bucket/name,
+    hf://owner/name, https."""
     foreign: Annotated[Foreign, tyro.conf.arg(name="")] = field(default_factory=Foreign)
     batch_size: int = 32
     """Photos in a batch; changes speed and memory, never the figures."""
@@ -53,8 +56,8 @@ class Config:
     equivariance: str | None = None
     """Measures as well how the network's last map moves with the photo, under shifts that are circular, fractional or
     crop: one or several, separated by commas."""
-    output: Path | None = None
-    """Where to write the figures, per-image predictions and what repeats the run, as JSON."""
+    output: Place | None = None
+    """Where to write the figures, per-image predictions and what repeats the run, as JSON; perhaps gs://bucket/name."""
     save_images: Path | None = None
     """Directory for the centre crop of every photo as the network sees it, PHOTO.png."""
     save_diagonal: Path | None = None
@@ -232,7 +235,9 @@ def _check(config: Config) -> None:
             "--onnx FILE, --timm NAME, --torchvision NAME, --exported DIRECTORY, --fn MODULE:FUNCTION"
         )
     output = config.output
-    if output is not None and (output.is_dir() or not os.access(output.absolute().parent, os.W_OK)):
+    if isinstance(output, BucketPath):
+        _check_bucket(output)
+    elif output is not None and (output.is_dir() or not os.access(output.absolute().parent, os.W_OK)):
         raise CommandError(f"--output {output} cannot be written: it must be a file in a directory that can be written")
     for option, directory in (("--save-images", config.save_images), ("--save-diagonal", config.save_diagonal)):
         if directory is not None and directory.exists() and not directory.is_dir():
@@ -243,7 +248,14 @@ def _precision(config: Config) -> str:
     return "highest" if config.dtype == "float32" else "default"
 
 
-def _write(path: Path, report: dict[str, Any]) -> None:
+def _check_bucket(output: BucketPath) -> None:
+    try:
+        output.check_bucket()
+    except OSError as error:
+        raise CommandError(f"--output {output} cannot be written: {error.strerror}") from error
+
+
+def _write(path: AnyPath, report: dict[str, Any]) -> None:
     try:
         write_atomically(path, json.dumps(report, indent=1).encode())
     except OSError as error:

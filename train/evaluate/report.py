@@ -11,6 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from aa_flax.buckets import AnyPath
 from aa_flax.consistency import Estimate, Result
 from aa_flax.files import file_sha256
 from aa_flax.weights.config import PretrainedConfig
@@ -158,7 +159,7 @@ def _plain(value: Any) -> Any:
         return {name: _plain(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
-    return str(value) if isinstance(value, Path) else value
+    return str(value) if isinstance(value, AnyPath) else value
 
 
 def _lines(result: Result) -> dict[str, Estimate]:

@@ -8,13 +8,13 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from aa_flax.buckets import AnyPath
 from train.errors import CommandError
 from train.fit.distributed import Watch, is_lead
 
@@ -111,7 +111,7 @@ def _named(processes: Sequence[int], count: int) -> str:
     return f"process{'es' if len(processes) > 1 else ''} {', '.join(parts)}"
 
 
-def prove_shared(directory: Path) -> None:
+def prove_shared(directory: AnyPath) -> None:
     """Checks with a file of process 0 that a directory is the same one in all processes.
 
     Raises:
@@ -134,7 +134,7 @@ def prove_shared(directory: Path) -> None:
         )
 
 
-def _appears(path: Path) -> bool:
+def _appears(path: AnyPath) -> bool:
     deadline = time.monotonic() + APPEARS_SECONDS
     while not path.exists():
         if time.monotonic() > deadline:

@@ -10,12 +10,15 @@ import shutil
 import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+import fsspec.config
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import (
     AnyPreservationPolicy,
@@ -23,10 +26,15 @@ from orbax.checkpoint.checkpoint_managers import (
     PolicyCheckpointInfo,
 )
 
+from aa_flax.buckets import AnyPath, BucketPath
 from train.errors import CommandError
+from train.fit.distributed import Watch
 
 Tree = Any
-TEMPORARY = ".orbax-checkpoint-tmp"
+# What a save in progress is called on a disk, and what is there when one in a bucket is whole.
+TEMPORARY, WHOLE = ".orbax-checkpoint-tmp", "commit_success.txt"
+# The library tries again and again, without a word, to reach a bucket.
+BUCKET_SECONDS = 600
 
 
 class DamagedCheckpointError(Exception):
@@ -68,7 +76,7 @@ class Checkpoints:
         CommandError: the directory cannot be made or written to.
     """
 
-    def __init__(self, directory: Path, *, scores: dict[int, float] | None = None, read_only: bool = False):
+    def __init__(self, directory: AnyPath, *, scores: dict[int, float] | None = None, read_only: bool = False):
         self.directory = directory.absolute()
         self.scores = {} if scores is None else scores
         self._read_only = read_only
@@ -79,7 +87,7 @@ class Checkpoints:
             read_only=read_only,
         )
         try:
-            self._manager = ocp.CheckpointManager(self.directory, options=options)
+            self._manager = ocp.CheckpointManager(_as_the_library_names(self.directory), options=options)
         except OSError as error:
             raise CommandError(f"checkpoint directory {directory}: {error.strerror or error}") from error
 
@@ -208,7 +216,7 @@ class Checkpoints:
             shelf.mkdir(exist_ok=True)
             for step in steps:
                 place = next(p for i in range(10**6) if not (p := shelf / f"{step}.{i}").exists())
-                (self.directory / str(step)).rename(place)
+                _move(self.directory / str(step), place)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("damaged checkpoints set aside")
         self._manager.reload()
@@ -216,14 +224,24 @@ class Checkpoints:
     def _guarded(self, action: Callable[[], Any]) -> None:
         """Runs an action of the storage library, turning what it raises into one line and removing half a save."""
         try:
-            action()
+            with _watch(self.directory):
+                action()
         except (OSError, ValueError, RuntimeError) as error:
-            for rest in self.directory.glob(f"*{TEMPORARY}"):
-                shutil.rmtree(rest, ignore_errors=True)
-            sound = [step for step in self.steps() if (self.directory / str(step)).is_dir()]
+            sound = self._sound_steps()
             last = f"the last good checkpoint is of step {sound[-1]}" if sound else "there is no earlier one"
             reason = _reason(error)
             raise CommandError(f"checkpoint could not be written to {self.directory}: {reason}; {last}") from error
+
+    def _sound_steps(self) -> list[int]:
+        """Steps whose checkpoint is whole after a save has failed; what there is of that is removed from a disk."""
+        if isinstance(self.directory, BucketPath):
+            # What is not whole there is removed when the run goes on. Now the bucket may be out of reach.
+            with suppress(OSError):
+                return [step for step in self.steps() if (self.directory / str(step) / WHOLE).exists()]
+            return []
+        for rest in self.directory.glob(f"*{TEMPORARY}"):
+            shutil.rmtree(rest, ignore_errors=True)
+        return [step for step in self.steps() if (self.directory / str(step)).is_dir()]
 
 
 @dataclasses.dataclass
@@ -267,13 +285,42 @@ def _compare_leaves(saved: dict[str, dict[str, Any]], wanted: dict[str, Any]) ->
             raise ForeignCheckpointError(f"{name} is {json.dumps(found)} there and {json.dumps(form)} here")
 
 
+def _as_the_library_names(directory: AnyPath) -> Any:
+    """A directory as the storage library takes it."""
+    if not isinstance(directory, BucketPath):
+        return directory
+    # An emulator has one name for Google's own client and another for the library's; under one alone it waits forever.
+    if address := os.environ.get("STORAGE_EMULATOR_HOST"):
+        os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", address)
+    # It would believe in checkpoints that another client has moved, and wait five minutes for an answer.
+    settings = {"use_listings_cache": False, "requests_timeout": 60}
+    fsspec.config.conf["gcs"] = settings | fsspec.config.conf.get("gcs", {})
+    return epath.Path(str(directory))
+
+
+def _move(step: AnyPath, place: AnyPath) -> None:
+    if isinstance(step, BucketPath) and isinstance(place, BucketPath):
+        # Without this object what is left of the others counts as nothing.
+        step.move_tree(place, first=[WHOLE])
+    elif isinstance(step, Path) and isinstance(place, Path):
+        step.rename(place)
+
+
+def _watch(directory: AnyPath) -> AbstractContextManager[object]:
+    """Says what is waited for where a bucket does not answer, and ends the process where it has not for too long."""
+    if not isinstance(directory, BucketPath):
+        return nullcontext()
+    advice = "the storage service is slow or out of reach; the same command goes on from the last whole checkpoint"
+    return Watch(f"a checkpoint to be written to {directory}", advice, limit=BUCKET_SECONDS)
+
+
 def quiet_storage_library() -> None:
     """Keeps the storage library's own reports off stderr, for commands: what matters of them, `Checkpoints` raises.
 
     It logs every failure with its traceback, as Python does for the writes that it leaves unfinished after one, and
     calls back into event loops that it has closed.
     """
-    for name in ("absl", "asyncio"):
+    for name in ("absl", "asyncio", "gcsfs", "google"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     hook = sys.unraisablehook
 

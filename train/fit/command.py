@@ -5,12 +5,12 @@ import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 
 import jax
 import tyro
 from rich.console import Console
 
+from aa_flax.buckets import AnyPath
 from train.console import log_to, open_console
 from train.data import DataConfig, Dataset, open_dataset, steps_per_epoch
 from train.data.channels import for_channels
@@ -28,7 +28,7 @@ from train.fit.loop import Ending, train
 from train.fit.presets import preset, recipe_for
 from train.fit.record import read_record, shared_options
 from train.fit.run import Run, open_run
-from train.fit.rundir import claimed, default_run_dir
+from train.fit.rundir import Claim, claimed, default_run_dir
 from train.fit.runlog import check_log
 from train.local_paths import require_local_paths
 
@@ -115,11 +115,11 @@ def run(config: TrainConfig, *, report: bool = True) -> int:
     log_to(console or open_console(stderr=True))
     run_dir = config.run_dir or default_run_dir(config)
     try:
-        with claimed(run_dir):
+        with claimed(run_dir) as claim:
             dataset = together(lambda: for_channels(open_dataset(config.data), config.net.in_channels))
             if jax.process_count() > 1:
                 require_same(dataset_facts(dataset), "Give all of them the same data")
-            return _train(config, run_dir, dataset, placement, console, report)
+            return _train(config, run_dir, claim, dataset, placement, console, report)
     except AgreedError:
         raise
     except (CommandError, OSError, jax.errors.JaxRuntimeError) as error:
@@ -135,12 +135,18 @@ def run(config: TrainConfig, *, report: bool = True) -> int:
 
 
 def _train(
-    config: TrainConfig, run_dir: Path, dataset: Dataset, placement: Placement, console: Console | None, report: bool
+    config: TrainConfig,
+    run_dir: AnyPath,
+    claim: Claim,
+    dataset: Dataset,
+    placement: Placement,
+    console: Console | None,
+    report: bool,
 ) -> int:
     with ExitStack() as stack:
         display = Display(console, epochs=config.epochs, steps_per_epoch=steps_per_epoch(dataset, config.batch))
         interrupt = stack.enter_context(Interrupt())
-        opened = open_run(config, run_dir, dataset, placement, display, interrupt)
+        opened = open_run(config, run_dir, claim, dataset, placement, display, interrupt)
         stack.callback(opened.close)
         with display:
             ending = _to_the_end(opened)
@@ -167,10 +173,11 @@ def _to_the_end(opened: Run) -> Ending:
         if jax.process_count() == 1:
             raise
         opened.log.close()
+        opened.claim.release()
         leave(_explained(error, opened.config, opened.directory) if isinstance(error, Exception) else error)
 
 
-def _explained(error: Exception, config: TrainConfig, run_dir: Path) -> Exception:
+def _explained(error: Exception, config: TrainConfig, run_dir: AnyPath) -> Exception:
     """What the system or JAX raises as a line that names the file or the options; all else as it is."""
     if isinstance(error, OSError):
         return CommandError(f"{error.filename or run_dir}: {error.strerror or error}")

@@ -4,7 +4,6 @@ import dataclasses
 import math
 import operator
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -18,7 +17,7 @@ from train.errors import CommandError
 from train.fit.distributed import LaunchConfig, check_launch
 from train.fit.optim import OptimConfig
 from train.fit.step import Remat
-from train.local_paths import require_local_paths
+from train.local_paths import Place, require_local_paths
 
 
 def _downsample() -> Any:
@@ -121,11 +120,12 @@ class TrainConfig:
     """Recipe that sets the defaults shown here. Not given: that of the data named (cifar10, digits, for all others
     zhang2019); digits where none are."""
 
-    config: Path | None = None
+    config: Place | None = None
     """Start from the config.json of another run instead of a preset."""
 
-    run_dir: Path | None = None
-    """Where the run lives; runs/MODEL-PRESET when not given. A run found there continues."""
+    run_dir: Place | None = None
+    """Where the run lives; runs/MODEL-PRESET when not given. A run found there continues. gs://bucket/run is in a
+    bucket."""
 
     resume: Literal["auto", "never"] = "auto"
     """never: refuse a directory that already holds a run."""
@@ -156,7 +156,7 @@ class TrainConfig:
 
     init: str | None = None
     """Weights to start from: a directory written by `export` or convert_weights.py, a published name such as
-    resnet50_plain, a .pth or .safetensors, hf://owner/name, or an https address."""
+    resnet50_plain, a .pth or .safetensors, gs://bucket/name, hf://owner/name, or an https address."""
 
     new_head: bool = False
     """With --init: start the classifier afresh, for another number of classes."""
@@ -176,7 +176,7 @@ class TrainConfig:
     profile: int = 0
     """Record a profiler trace of this many steps in RUN_DIR/profile: from the eleventh on, or the last ones."""
 
-    compilation_cache: Path | None = None
+    compilation_cache: Place | None = None
     """Directory in which compiled programs are kept for the next start."""
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)

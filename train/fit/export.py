@@ -2,7 +2,6 @@
 
 import dataclasses
 import sys
-from pathlib import Path
 
 import tyro
 
@@ -16,6 +15,7 @@ from train.fit.record import DATASET, FILE_NAME, Record, preprocessing_of, read_
 from train.fit.rundir import has_checkpoints
 from train.fit.runlog import Scores, read_scores
 from train.fit.trained import Kind, Which, load_network
+from train.local_paths import Place
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,11 +25,11 @@ class Config:
     python -m train export runs/resnet50_lpf4-zhang2019 --output weights/resnet50_lpf4
     """
 
-    run: tyro.conf.Positional[Path]
+    run: tyro.conf.Positional[Place]
     """Directory of the run."""
 
-    output: Path
-    """Directory to write; made when missing."""
+    output: Place
+    """Directory to write, made when missing; gs://bucket/name is one in a bucket."""
 
     checkpoint: Which = "latest"
     """Which checkpoint: the newest, the one with the best validation accuracy, or the one of a step."""
@@ -84,7 +84,7 @@ def run(config: Config) -> int:
             overwrite=config.overwrite,
         )
     except (OSError, ValueError) as error:
-        raise CommandError(f"--output {config.output}: {error}") from error
+        raise CommandError(f"--output {config.output}: {getattr(error, 'strerror', None) or error}") from error
     kind = "moving average" if ema else "weights"
     print(printable(f"{config.output}: {record.config.model}, {kind} of step {step:,}"))
     if note:

@@ -100,6 +100,7 @@ def _take(run: Run, step: int, values: Mapping[str, float]) -> None:
 
 
 def _log_window(run: Run, step: int) -> None:
+    run.claim.check()
     means = {name: float(np.mean([values[name] for values in run.window])) for name in METRICS}
     if run.config.net.has_temperature:
         temperature = lps_temperature(run.config.optim, steps_per_epoch=run.steps_per_epoch)
@@ -133,12 +134,14 @@ def _not_finite(run: Run, step: int, values: Mapping[str, float]) -> CommandErro
 
 def _save(run: Run) -> None:
     _settle(run, 0)
+    run.claim.check()
     if restore_record(run.directory, run.record):
         run.log.reopen()
         run.display.say(
             f"{run.checkpoints.directory.parent} was removed while training: what comes from now on is "
             "written there anew, earlier checkpoints and logs are lost"
         )
+    run.log.flush()
     if run.step not in run.checkpoints.steps():
         run.checkpoints.save(run.step, run.state)
     run.meter.pause()

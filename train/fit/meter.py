@@ -1,12 +1,16 @@
 """How fast a run is, how much of its time goes by waiting for data, and a profiler trace of what the devices do."""
 
 import dataclasses
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from aa_flax.buckets import AnyPath, BucketPath
 
 TRACE_AFTER = 10
 
@@ -86,15 +90,18 @@ class Tracer:
         edges: the steps at which it begins and ends; without any where nothing is recorded.
     """
 
-    def __init__(self, directory: Path, count: int, step: int, last_step: int, say: Callable[[str], None]):
+    def __init__(self, directory: AnyPath, count: int, step: int, last_step: int, say: Callable[[str], None]):
         first = max(step, min(step + TRACE_AFTER, last_step - count))
         self.edges: Sequence[int] = (first, first + count) if count else ()
         self._directory, self._say, self._tracing = directory, say, False
+        self._on_disk: Path | None = None
 
     def begin(self, step: int) -> None:
         """Begins before the update after this step, if that is the first to be recorded."""
         if step in self.edges[:1]:
-            jax.profiler.start_trace(str(self._directory))
+            # The profiler writes to disks only.
+            self._on_disk = Path(tempfile.mkdtemp()) if isinstance(self._directory, BucketPath) else self._directory
+            jax.profiler.start_trace(str(self._on_disk))
             self._tracing = True
 
     def end(self, step: int, state: Any) -> None:
@@ -108,4 +115,7 @@ class Tracer:
             jax.block_until_ready(state)
             jax.profiler.stop_trace()
             self._tracing = False
+            if isinstance(self._directory, BucketPath) and self._on_disk is not None:
+                self._directory.upload_tree(self._on_disk)
+                shutil.rmtree(self._on_disk)
             self._say(f"profiler trace written to {self._directory}")

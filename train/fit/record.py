@@ -8,11 +8,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from aa_flax.buckets import AnyPath
 from aa_flax.files import write_atomically
 from aa_flax.weights.config import Preprocessing
 from aa_flax.weights.json_file import read_json
 from train.errors import CommandError
 from train.fit.config import CONDUCT, TrainConfig
+from train.local_paths import as_place
 
 FILE_NAME = "config.json"
 # What a record says of its data; in a configuration that somebody has written by hand it may be missing.
@@ -54,7 +56,7 @@ class Record:
     parent: dict[str, Any] | None = None
 
 
-def write_record(path: Path, record: Record) -> None:
+def write_record(path: AnyPath, record: Record) -> None:
     """Writes a record, whole or not at all.
 
     Raises:
@@ -70,7 +72,7 @@ def write_record(path: Path, record: Record) -> None:
     write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def read_record(path: Path) -> Record:
+def read_record(path: AnyPath) -> Record:
     """Reads a record.
 
     Raises:
@@ -143,7 +145,7 @@ def plain(value: Any) -> Any:
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, tuple):
         return [plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+    return str(value) if isinstance(value, AnyPath) else value
 
 
 def _option(name: str) -> str:
@@ -196,7 +198,7 @@ def _parse_tuple(kinds: tuple[Any, ...], value: Any, where: str) -> tuple[Any, .
 
 def _parse_scalar(kind: Any, value: Any, where: str) -> Any:
     if kind is Path and isinstance(value, str):
-        return Path(value)
+        return as_place(value)
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:

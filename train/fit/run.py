@@ -7,12 +7,12 @@ import math
 import zlib
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import jax
 from flax import nnx
 
+from aa_flax.buckets import AnyPath
 from aa_flax.models.base import Network
 from train.data import Dataset, steps_per_epoch
 from train.data.balance import remarks
@@ -28,7 +28,7 @@ from train.fit.meter import Meter, Tracer
 from train.fit.network import abstract_network, initial_network
 from train.fit.recalibrate import settle_statistics
 from train.fit.record import Record, plain
-from train.fit.rundir import CHECKPOINTS, leave_record, may_continue
+from train.fit.rundir import CHECKPOINTS, Claim, leave_record, may_continue
 from train.fit.runlog import RunLog, read_scores
 from train.fit.step import TrainState, split_model
 from train.fit.symptoms import statistics_of_one_image, try_one_image
@@ -43,6 +43,7 @@ class Run:
     Attributes:
         config: what is trained.
         directory: where it lives.
+        claim: the hold of it.
         record: what its `config.json` says; None in processes that write nothing.
         steps_per_epoch: updates in an epoch.
         feed: makes the updates.
@@ -60,7 +61,8 @@ class Run:
     """
 
     config: TrainConfig
-    directory: Path
+    directory: AnyPath
+    claim: Claim
     record: Record | None
     steps_per_epoch: int
     feed: Feed
@@ -92,7 +94,8 @@ class Run:
 
 def open_run(
     config: TrainConfig,
-    directory: Path,
+    directory: AnyPath,
+    claim: Claim,
     dataset: Dataset,
     placement: Placement,
     display: Display,
@@ -102,7 +105,8 @@ def open_run(
 
     Args:
         config: what to train; checked.
-        directory: where it lives; claimed.
+        directory: where it lives.
+        claim: the hold of it.
         dataset: the data.
         placement: the devices.
         display: where to tell about it.
@@ -137,6 +141,7 @@ def open_run(
     return Run(
         config=config,
         directory=directory,
+        claim=claim,
         # Only now has nothing been refused: weights that do not fit leave no run behind.
         record=leave_record(directory, config, facts),
         steps_per_epoch=per_epoch,

@@ -6,14 +6,16 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from aa_flax.buckets import AnyPath, BucketPath
 from train.environment import environment
 from train.errors import CommandError
 from train.fit.agreement import prove_shared, together
 from train.fit.config import TrainConfig
 from train.fit.distributed import is_lead
 from train.fit.inputs import data_changes, parent_of, under_the_same_paths, weights_digest
+from train.fit.lease import Lease
 from train.fit.record import FILE_NAME, Record, differences, read_record, write_record
 
 CHECKPOINTS = "checkpoints"
@@ -25,8 +27,30 @@ def default_run_dir(config: TrainConfig) -> Path:
     return Path("runs") / f"{config.model}-{config.preset}"
 
 
+class Claim(Protocol):
+    """A run's hold of its directory."""
+
+    def check(self) -> None:
+        """Makes sure that it is still this run's; to be asked before anything is written to it.
+
+        Raises:
+            CommandError: it is another's now.
+        """
+
+    def release(self) -> None:
+        """Lets go of it; may be called again."""
+
+
+class _Unquestioned:
+    """The hold of a process that the system, or another process, answers for."""
+
+    def check(self) -> None: ...
+
+    def release(self) -> None: ...
+
+
 @contextmanager
-def claimed(run_dir: Path) -> Iterator[None]:
+def claimed(run_dir: AnyPath) -> Iterator[Claim]:
     """Makes a run's directory and keeps it from a second run while this one is alive.
 
     Several processes make sure that it is the same directory for all of them. Nothing is left of it where nothing
@@ -37,18 +61,32 @@ def claimed(run_dir: Path) -> Iterator[None]:
     """
     with ExitStack() as stack:
 
-        def claim() -> None:
+        def claim() -> Claim:
             _check_name(run_dir)
-            if is_lead():
-                stack.enter_context(_locked(run_dir))
+            if not is_lead():
+                return _Unquestioned()
+            return stack.enter_context(_leased(run_dir) if isinstance(run_dir, BucketPath) else _locked(run_dir))
 
-        together(claim)
+        hold = together(claim)
         prove_shared(run_dir)
-        yield
+        yield hold
 
 
 @contextmanager
-def _locked(run_dir: Path) -> Iterator[None]:
+def _leased(run_dir: BucketPath) -> Iterator[Claim]:
+    try:
+        run_dir.check_bucket()
+        lease = Lease(run_dir, LOCK)
+    except OSError as error:
+        raise CommandError(f"--run-dir {run_dir} cannot be written to: {error.strerror}") from error
+    try:
+        yield lease
+    finally:
+        lease.release()
+
+
+@contextmanager
+def _locked(run_dir: Path) -> Iterator[Claim]:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         lock = (run_dir / LOCK).open("w")
@@ -61,12 +99,12 @@ def _locked(run_dir: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise CommandError(f"--run-dir {run_dir}: another process is training in it") from error
         try:
-            yield
+            yield _Unquestioned()
         finally:
             _remove_unused(run_dir)
 
 
-def _check_name(run_dir: Path) -> None:
+def _check_name(run_dir: AnyPath) -> None:
     """Refuses names under which the library that saves checkpoints would lose them."""
     if not _is_utf8(str(run_dir.absolute())):
         raise CommandError(
@@ -74,7 +112,7 @@ def _check_name(run_dir: Path) -> None:
             "set PYTHONUTF8=1, or choose another name"
         )
     # Orbax looks for what it has just saved by a pattern: below `[a]` it finds nothing.
-    for name in run_dir.absolute().parts:
+    for name in str(run_dir.absolute()).split(os.sep):
         if not fnmatch.fnmatchcase(name, name):
             raise CommandError(
                 f"--run-dir {run_dir}: checkpoints below {name!r} would be lost, because the library that saves them "
@@ -103,13 +141,13 @@ def _remove_unused(run_dir: Path) -> None:
         run_dir.rmdir()
 
 
-def has_checkpoints(run_dir: Path) -> bool:
+def has_checkpoints(run_dir: AnyPath) -> bool:
     """Whether the run has saved anything yet, be it sound or not."""
     directory = run_dir / CHECKPOINTS
     return directory.is_dir() and any(entry.name.isdigit() for entry in directory.iterdir())
 
 
-def may_continue(run_dir: Path, config: TrainConfig, dataset: dict[str, Any]) -> list[str]:
+def may_continue(run_dir: AnyPath, config: TrainConfig, dataset: dict[str, Any]) -> list[str]:
     """Checks that a configuration may continue the run found in a directory.
 
     Args:
@@ -143,7 +181,7 @@ def may_continue(run_dir: Path, config: TrainConfig, dataset: dict[str, Any]) ->
     return changes
 
 
-def leave_record(run_dir: Path, config: TrainConfig, dataset: dict[str, Any]) -> Record | None:
+def leave_record(run_dir: AnyPath, config: TrainConfig, dataset: dict[str, Any]) -> Record | None:
     """Writes `config.json` of a run that is about to start or to go on.
 
     Returns:
@@ -164,7 +202,7 @@ def leave_record(run_dir: Path, config: TrainConfig, dataset: dict[str, Any]) ->
     return record
 
 
-def restore_record(run_dir: Path, record: Record | None) -> bool:
+def restore_record(run_dir: AnyPath, record: Record | None) -> bool:
     """Writes a run's `config.json` anew where somebody has removed it, so that what follows can be exported.
 
     Returns:

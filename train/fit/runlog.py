@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from aa_flax.buckets import AnyPath, BucketPath
 from aa_flax.files import write_atomically
 from aa_flax.weights.json_file import parse_json, read_json
 from train.errors import CommandError
+from train.fit.appending import GrowingObject, open_growing
 from train.fit.config import LogConfig
 
 log = logging.getLogger(__name__)
@@ -51,7 +53,9 @@ class RunLog:
         OSError: the directory cannot be written to.
     """
 
-    def __init__(self, run_dir: Path, config: LogConfig, *, step: int, settings: Mapping[str, Any], lead: bool = True):
+    def __init__(
+        self, run_dir: AnyPath, config: LogConfig, *, step: int, settings: Mapping[str, Any], lead: bool = True
+    ):
         self._run_dir, self._config = run_dir, config
         self.scores = {s: v for s, v in read_scores(run_dir).items() if s <= step}
         self._stream = self._tensorboard = self._wandb = None
@@ -65,7 +69,7 @@ class RunLog:
         self._wandb = _wandb(run_dir, config.wandb, settings) if config.wandb else None
 
     def _open(self, step: int) -> None:
-        self._stream = (self._run_dir / "metrics.jsonl").open("a", encoding="utf-8")
+        self._stream = open_growing(self._run_dir / "metrics.jsonl")
         self._tensorboard = TensorBoard(self._run_dir / "tensorboard", step) if self._config.tensorboard else None
 
     def reopen(self) -> None:
@@ -109,12 +113,21 @@ class RunLog:
         if self._stream is None:
             return
         self._stream.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        self._stream.flush()
         named = {f"{kind}/{name}": value for name, value in values.items()}
         if self._tensorboard is not None:
             self._tensorboard.add(named, step)
         if self._wandb is not None:
             self._wandb.log(named, step=step)
+
+    def flush(self) -> None:
+        """Brings everything to where it is kept: no checkpoint may know of more than the log.
+
+        Raises:
+            OSError: a file cannot be written.
+        """
+        for file in (self._stream, self._tensorboard):
+            if file is not None:
+                file.flush()
 
     def close(self) -> None:
         """Writes out and closes everything."""
@@ -123,7 +136,7 @@ class RunLog:
             self._wandb.finish()
 
 
-def read_scores(run_dir: Path) -> Scores:
+def read_scores(run_dir: AnyPath) -> Scores:
     """Validation results by step; empty where there are none yet.
 
     Raises:
@@ -150,12 +163,12 @@ def _scores(values: Any) -> dict[str, float]:
     return dict(values)
 
 
-def write_scores(path: Path, scores: Scores) -> None:
+def write_scores(path: AnyPath, scores: Scores) -> None:
     """Writes validation results by step, whole or not at all."""
     write_atomically(path, (json.dumps({str(s): v for s, v in scores.items()}, indent=1) + "\n").encode())
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def _lines(path: AnyPath) -> list[dict[str, Any]]:
     """The sound lines of a log; the last may have been cut off when the process was killed."""
     found, damaged = [], 0
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
@@ -186,10 +199,13 @@ class TensorBoard:
         OSError: here as in every method, the file cannot be written.
     """
 
-    def __init__(self, directory: Path, step: int):
+    def __init__(self, directory: AnyPath, step: int):
+        from tensorboardX import record_writer
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog  # type: ignore[attr-defined]
 
+        # Its own writer for buckets sends all of a file again with each part.
+        record_writer.register_writer_factory("gs", _GrowingObjects())
         directory.mkdir(parents=True, exist_ok=True)
         self._event = Event
         self._file = EventsWriter(str(directory / "events"))
@@ -211,7 +227,17 @@ class TensorBoard:
         self._file.close()
 
 
-def _wandb(run_dir: Path, project: str | None, settings: Mapping[str, Any]) -> Any:
+class _GrowingObjects:
+    """What tensorboardX asks for a file in a bucket."""
+
+    def open(self, path: str) -> GrowingObject:
+        return GrowingObject(BucketPath(path))
+
+    def directory_check(self, path: str) -> None:
+        """Does nothing: there are no directories."""
+
+
+def _wandb(run_dir: AnyPath, project: str | None, settings: Mapping[str, Any]) -> Any:
     import wandb  # type: ignore[import-not-found]
 
     # A run of this name may exist there already, made elsewhere: only what is drawn by chance is ours alone.
@@ -219,10 +245,10 @@ def _wandb(run_dir: Path, project: str | None, settings: Mapping[str, Any]) -> A
     if not known.exists():
         write_atomically(known, secrets.token_hex(8).encode())
     identity, name = known.read_text(encoding="utf-8").strip(), run_dir.absolute().name
+    # It keeps files of its own, on a disk.
+    directory = str(run_dir) if isinstance(run_dir, Path) else None
     try:
-        return wandb.init(
-            project=project, name=name, id=identity, resume="allow", config=dict(settings), dir=str(run_dir)
-        )
+        return wandb.init(project=project, name=name, id=identity, resume="allow", config=dict(settings), dir=directory)
     except wandb.Error as error:
         reason = " ".join(str(error).split())
         raise CommandError(

@@ -1,12 +1,12 @@
 """The network that a run has trained, from one of its checkpoints."""
 
-from pathlib import Path
 from typing import Literal
 
 import jax
 from flax import nnx
 from jax.sharding import SingleDeviceSharding
 
+from aa_flax.buckets import AnyPath
 from train.errors import CommandError
 from train.fit.checkpoint import Checkpoints
 from train.fit.network import abstract_network
@@ -21,7 +21,7 @@ Kind = Literal["auto", "ema", "raw"]
 
 
 def load_network(
-    run_dir: Path,
+    run_dir: AnyPath,
     record: Record,
     *,
     scores: Scores | None = None,
@@ -63,7 +63,7 @@ def load_network(
     return restored.step, filled, ema
 
 
-def _candidates(checkpoints: Checkpoints, wanted: Which, run_dir: Path) -> list[int]:
+def _candidates(checkpoints: Checkpoints, wanted: Which, run_dir: AnyPath) -> list[int]:
     steps = checkpoints.steps()
     if wanted == "latest":
         return steps[::-1]
