@@ -66,7 +66,8 @@ def push_to_hub(
     client = _client()
     if isinstance(model_or_directory, Network):
         with tempfile.TemporaryDirectory() as folder:
-            directory = save_pretrained(model_or_directory, Path(folder) / "model", **saving)
+            directory = Path(folder) / "model"
+            save_pretrained(model_or_directory, directory, **saving)
             return _upload(client, directory, repo_id, private, token, commit_message, report)
     if saving:
         raise TypeError(f"{', '.join(saving)} cannot be given for a directory: they are in its {CONFIG_NAME} already")
