@@ -256,7 +256,7 @@ def test_one_photo_and_no_consistency_are_a_report_too():
         ([fn("pixel"), "fn:tests.test_compare:pixel+layout=chwn"], r"\+layout=chwn is none of nhwc, nchw"),
         ([fn("pixel"), "WEIGHTS+size=64"], r"\+size is for networks of other make"),
         ([fn("pixel"), "fn:tests.test_compare:pixel+model=resnet18"], r"\+model is for PyTorch files"),
-        ([fn("pixel"), "gs://bucket/net"], "gs://bucket/net"),
+        ([fn("pixel"), "s3://bucket/net"], "s3://bucket/net"),
     ],
 )
 def test_networks_that_cannot_be_compared_are_one_line(photos, weights, tmp_path, capsys, networks, message):

@@ -93,7 +93,7 @@ def test_a_published_checkpoint_keeps_its_licence_and_figures(
         sources=(catalog.Source("https://example.org/densenet121.pth"),),
     )
     monkeypatch.setattr(catalog, "published", lambda: (published,))
-    monkeypatch.setattr(names, "fetch", lambda *args: checkpoint)
+    monkeypatch.setattr(names, "fetch", lambda *args: (checkpoint, digest))
     assert convert("--model", "densenet121", "--output", tmp_path / "a", *TINY_WORDS) == 0
     out = capsys.readouterr().out
     assert "finetuned, top1 75.79 %, consistency 90.35 %" in out
@@ -284,7 +284,7 @@ def test_a_file_that_does_not_fit(spoil, message: str, tmp_path: Path, capsys: p
         (["IN", "--model", "densenet121", "--num-classes", "-1"], "num_classes must be"),
         (["nothing.pth", "--model", "densenet121"], "nothing.pth: there is no such directory or file"),
         ([".", "--model", "densenet121"], "config.json: not found; give a directory that"),
-        (["gs://bucket/x.pth", "--model", "densenet121"], "gs://bucket/x.pth: no path of this machine"),
+        (["s3://bucket/x.pth", "--model", "densenet121"], "s3://bucket/x.pth: no path of this machine"),
         (["IN", *TINY_WORDS], "it does not say which network it is of: give spec=, on a command line --model"),
         (["--model", "densenet121_lpf7"], "nothing is published for densenet121_lpf7"),
         (["--list", "resnet51"], "nothing published matches 'resnet51'"),

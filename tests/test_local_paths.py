@@ -165,7 +165,11 @@ def _filled(model: nnx.Module) -> nnx.Module:
     return model
 
 
-EXAMPLES = [path for path in sorted((ROOT / "examples").glob("*.py")) if ": Path" in path.read_text()]
+EXAMPLES = [
+    path
+    for path in sorted((ROOT / "examples").glob("*.py"))
+    if all(word in path.read_text() for word in (": Path", "tyro.cli("))
+]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

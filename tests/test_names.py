@@ -147,7 +147,7 @@ def test_kinds_of_names(name: str | Path, kind: str):
         ("resnet51", r"no directory or file 'resnet51' either: unknown network .*did you mean"),
         ("a/b", "a/b: there is no such directory or file"),
         ("resnet51.pth", r"resnet51\.pth: there is no such directory or file"),
-        ("gs://bucket/x", "gs://bucket/x: no path of this machine"),
+        ("s3://bucket/x", "s3://bucket/x: no path of this machine"),
         ("hf://a", "hf://a: write hf://owner/name"),
         ("hf://a/b/c", "write hf://owner/name"),
         ("hf://a/b@", "write hf://owner/name"),

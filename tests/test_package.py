@@ -11,7 +11,7 @@ import aa_flax
 ROOT = Path(__file__).parents[1]
 # What the wheel may import besides the standard library and itself, and what else may stand in a lazy import.
 CORE = {"jax", "flax", "numpy", "safetensors", "ml_dtypes"}
-OPTIONAL = {"PIL", "flatbuffers", "huggingface_hub", "rich"}
+OPTIONAL = {"PIL", "flatbuffers", "gcsfs", "google", "huggingface_hub", "requests", "rich"}
 
 
 def imports(path: Path) -> set[str]:

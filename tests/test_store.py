@@ -1,6 +1,7 @@
 """Pretrained directories: what is saved comes back to the bit, what does not fit is named, nothing is left half."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import pickle
@@ -502,7 +503,7 @@ def test_published_weights(tmp_path, monkeypatch, network):
 
     def fetch(entry, directory, progress):
         asked.append(entry.name)
-        return path
+        return path, hashlib.sha256(path.read_bytes()).hexdigest()
 
     monkeypatch.setattr(names, "fetch", fetch)
     monkeypatch.chdir(tmp_path)
