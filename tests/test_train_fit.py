@@ -228,6 +228,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, capsys):
 IN_PROCESS = [*SMALL, "--epochs", "1", "--data.augment", "standard"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_network")
 def test_data_on_the_devices_train_as_the_loader_does(tmp_path):
     options = ["--accumulate", "2", "--bn-group", "4", "--optim.ema", "0.9", "--optim.label-smoothing", "0.1"]
