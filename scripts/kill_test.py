@@ -34,7 +34,7 @@ from tests.training_runs import (
     start,
     wait_until_stopped,
 )
-from train.fit.checkpoint import TEMPORARY, WHOLE, quiet_storage_library
+from train.fit.storage import TEMPORARY, WHOLE, quiet_storage_library
 from train.local_paths import Place
 
 

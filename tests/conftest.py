@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 import secrets
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,6 +87,24 @@ def _forget_log_handlers() -> Iterator[None]:
     for handler in root.handlers[:]:
         if handler not in before:
             root.removeHandler(handler)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Compiled programs of the small network, shared by the processes that tests start."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    """A small run from start to end, in a process of its own, on this disk and one device."""
+    from tests.training_runs import SMALL, finish, start
+
+    run_dir = tmp_path_factory.mktemp("undisturbed") / "a base] é"
+    output = finish(start(*SMALL, "--run-dir", str(run_dir), cache=cache))
+    assert "finished" in output
+    assert f"next: python -m train export {shlex.quote(str(run_dir))} --output DIR" in output.splitlines()
+    return run_dir
 
 
 # The same examples on every run, and no limit to the time that one takes: a test fails for what was changed, never by

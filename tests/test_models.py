@@ -15,8 +15,8 @@ from aa_flax.models.abstract import abstract_model
 from aa_flax.models.batch_norm import BatchNorm
 from aa_flax.models.create import build_model
 from aa_flax.models.registry import MODELS
-from aa_flax.models.resnet import dropped, stochastic_depth
 from aa_flax.models.specs import parse_spec, resolve_spec
+from aa_flax.models.stochastic_depth import dropped, stochastic_depth
 from tests.zoo import CONVNEXT, TIMM, ZHANG
 
 # Exact, as torchvision and timm report them for their networks with 1000 classes.

@@ -29,7 +29,8 @@ from tests.training_runs import (
     start_pair,
 )
 from train.__main__ import main
-from train.fit.checkpoint import WHOLE, Checkpoints
+from train.fit.checkpoint import Checkpoints
+from train.fit.storage import WHOLE
 from train.fit.validation import Validator
 
 WORDS = [word for word in SMALL if word != "--log.no-tensorboard"]
@@ -191,19 +192,6 @@ def test_the_network_gone_is_one_line(monkeypatch, capsys, in_bucket):
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert f"gs://{BUCKET}/runs/gone" in error
     assert "Connect call failed" in error or "the storage service cannot be reached" in error
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("compiled")
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, cache) -> Path:
-    """The run of a process of its own, on this disk and one device."""
-    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
-    finish(start(*SMALL, "--run-dir", str(run_dir), cache=cache))
-    return run_dir
 
 
 @pytest.mark.slow

@@ -13,8 +13,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from tests.training_runs import small_files
 from train.errors import CommandError
-from train.fit.checkpoint import Checkpoints, _reason, named_leaves
+from train.fit.checkpoint import Checkpoints, named_leaves
 from train.fit.step import TrainState
+from train.fit.storage import reason
 
 
 def replicated(devices: int) -> NamedSharding:
@@ -239,6 +240,6 @@ def test_a_failed_write_is_told_in_the_systems_own_words():
         'OUT_OF_RANGE: Failed writing: "d/c1": Failed to write 9 bytes: File too large [tensorstore_spec=\''
         '{"context":{"limit":128},"open":true}\'] [os_error_code=\'27\']'
     )
-    assert _reason(ValueError(wrapped)) == "File too large"
-    assert _reason(OSError(28, "No space left on device")) == "No space left on device"
-    assert _reason(RuntimeError("no\n  code")) == "no code"
+    assert reason(ValueError(wrapped)) == "File too large"
+    assert reason(OSError(28, "No space left on device")) == "No space left on device"
+    assert reason(RuntimeError("no\n  code")) == "no code"

@@ -2,7 +2,6 @@
 
 import json
 import resource
-import shlex
 import shutil
 import signal
 from pathlib import Path
@@ -29,24 +28,8 @@ from tests.training_runs import (
     wait_until_stopped,
 )
 from train.__main__ import main
-from train.fit.checkpoint import TEMPORARY
+from train.fit.storage import TEMPORARY
 from train.fit.validation import Validator
-
-
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory) -> Path:
-    """Compiled programs of the small network, shared by all processes of this test run."""
-    return tmp_path_factory.mktemp("compiled")
-
-
-@pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory, cache) -> Path:
-    """A small run from start to end."""
-    run_dir = tmp_path_factory.mktemp("undisturbed") / "a base] é"
-    output = finish(start(*SMALL, "--run-dir", str(run_dir), cache=cache))
-    assert "finished" in output
-    assert f"next: python -m train export {shlex.quote(str(run_dir))} --output DIR" in output.splitlines()
-    return run_dir
 
 
 @pytest.fixture

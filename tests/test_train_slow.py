@@ -1,7 +1,6 @@
 """The long proofs: many kills, several processes, other numbers of devices (make test-slow)."""
 
 import random
-from pathlib import Path
 
 import pytest
 
@@ -21,19 +20,6 @@ from tests.training_runs import (
 )
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("compiled")
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, cache) -> Path:
-    """A small run on one device."""
-    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
-    finish(start(*SMALL, "--run-dir", str(run_dir), cache=cache))
-    return run_dir
 
 
 def test_twenty_runs_are_killed_and_end_as_the_undisturbed_one(tmp_path, cache, undisturbed):

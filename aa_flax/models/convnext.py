@@ -12,7 +12,6 @@ from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.nn.initializers import zeros
 
@@ -20,6 +19,7 @@ from aa_flax.models.base import Network
 from aa_flax.models.family import Family, Recipe, TorchNames
 from aa_flax.models.initialisers import normal
 from aa_flax.models.layers import Builder, Stack, subsample
+from aa_flax.models.stochastic_depth import drop_rates, dropped, stochastic_depth
 from aa_flax.plain_pooling import global_avg_pool
 
 
@@ -115,14 +115,13 @@ class Block(nnx.Module):
         self.act = build.act(4 * dim)
         self.pwconv2 = build.linear(4 * dim, dim, normal(0.02), zeros)
         self.layer_scale = nnx.Param(jnp.full(dim, config.layer_scale, build.param_dtype))
-        # The same draw for all of an image's map: the whole branch is there or not.
-        self.stochastic_depth = nnx.Dropout(drop_rate, broadcast_dims=(1, 2, 3))
+        self.stochastic_depth = stochastic_depth(drop_rate)
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         y = self.pwconv1(self.norm(self.dwconv(x)))
         y = self.pwconv2(self.act(y))
         y = y * self.layer_scale[...].astype(y.dtype)[None, None, None]
-        return x + self.stochastic_depth(y, rngs=rngs)
+        return x + dropped(self.stochastic_depth, y, rngs)
 
 
 class ConvNeXt(Network):
@@ -144,13 +143,11 @@ class ConvNeXt(Network):
     def __init__(self, config: ConvNeXtConfig, *, num_classes: int, in_channels: int, build: Builder):
         if config.pool_only and not build.antialiased:
             raise ValueError("pool_only belongs to anti-aliased networks: the plain one has no blur")
-        if not 0 <= config.stochastic_depth_prob < 1:
-            raise ValueError(f"stochastic_depth_prob is a probability below 1, got {config.stochastic_depth_prob}")
         build = dataclasses.replace(build, conv_init=normal(0.02))
         build = build.choose(activation=config.activation, norm=config.norm)
         self.config = config
         self.stem = Stem(in_channels, config.widths[0], config, build=build)
-        rates = iter(np.linspace(0, config.stochastic_depth_prob, sum(config.depths)).tolist())
+        rates = drop_rates(config.stochastic_depth_prob, sum(config.depths))
         for stage, (depth, width) in enumerate(zip(config.depths, config.widths, strict=True), 1):
             if stage > 1:
                 setattr(self, f"downsample{stage}", Downsampling(config.widths[stage - 2], width, build=build))

@@ -10,7 +10,6 @@ from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from aa_flax.alias_free import AliasFreeActivation, band_limited
@@ -18,6 +17,7 @@ from aa_flax.downsample import Choice
 from aa_flax.models.base import Network
 from aa_flax.models.family import Family, TorchNames
 from aa_flax.models.layers import Builder, Layer, Stack, subsample, subsample_both
+from aa_flax.models.stochastic_depth import drop_rates, dropped, stochastic_depth
 from aa_flax.plain_pooling import global_avg_pool, max_pool
 
 
@@ -36,7 +36,7 @@ class ResNetConfig:
         output_stride: 16 or 8 dilate the last stage, or the last two.
         zero_init_residual: start each block as the identity, with the scale of its last BN at zero.
         stochastic_depth_prob: how often the last block is left out in training, image by image; those before it are
-            less often, in proportion to their number (Huang et al. 2016, arXiv 1603.09382).
+            less often, in proportion to their number. What a block is given is its own.
         activation: `alias_free` for a network that every shift commutes with, by any fraction of a pixel: filtered
             parabolas, circular padding, no maximum, and `downsample="ideal"` (or `asap`), which has to be given.
         norm: `alias_free` normalises each image by itself. Shifts commute with batch normalisation as well.
@@ -99,33 +99,12 @@ def joined(branch: jax.Array, shortcut: jax.Array, act: Layer) -> jax.Array:
     return act(branch) + shortcut if isinstance(act, AliasFreeActivation) else act(branch + shortcut)
 
 
-def stochastic_depth(rate: float) -> nnx.Dropout | None:
-    """Leaves the branch of a block out; None where it always stays."""
-    # The same draw for all of an image's map.
-    return nnx.Dropout(rate, broadcast_dims=(1, 2, 3)) if rate else None
-
-
-def dropped(drop: nnx.Dropout | None, branch: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
-    """The branch, or zeros for the images that go without."""
-    return branch if drop is None else drop(branch, rngs=rngs)
-
-
 class BasicBlock(nnx.Module):
     """3x3, 3x3; anti-aliased: the stride of the first becomes a blur after its ReLU."""
 
     antialias_slots: ClassVar = {"blur": "conv1"}
 
-    def __init__(
-        self,
-        cin: int,
-        planes: int,
-        stride: int,
-        dilation: int,
-        config: ResNetConfig,
-        *,
-        drop_rate: float = 0.0,
-        build: Builder,
-    ):
+    def __init__(self, cin: int, planes: int, stride: int, dilation: int, config: ResNetConfig, *, build: Builder):
         if dilation != 1 or config.groups != 1 or config.width_per_group != 64:
             raise ValueError("basic blocks know no dilation, groups or width: use a network with bottlenecks")
         self.blur = build.blur(planes) if build.antialiased and stride > 1 else None
@@ -133,7 +112,7 @@ class BasicBlock(nnx.Module):
         self.conv2, self.bn2 = build.conv(planes, planes, 3), build.bn(planes)
         self.act1, self.act2 = build.act(planes), build.act(planes)
         self.downsample = Shortcut(cin, planes, stride, build=build) if stride != 1 or cin != planes else None
-        self.stochastic_depth = stochastic_depth(drop_rate)
+        self.stochastic_depth = stochastic_depth(config.stochastic_depth_prob)
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         y = self.act1(self.bn1(self.conv1(x)))
@@ -146,17 +125,7 @@ class Bottleneck(nnx.Module):
 
     antialias_slots: ClassVar = {"blur": "conv2"}
 
-    def __init__(
-        self,
-        cin: int,
-        planes: int,
-        stride: int,
-        dilation: int,
-        config: ResNetConfig,
-        *,
-        drop_rate: float = 0.0,
-        build: Builder,
-    ):
+    def __init__(self, cin: int, planes: int, stride: int, dilation: int, config: ResNetConfig, *, build: Builder):
         width, cout = planes * config.width_per_group // 64 * config.groups, planes * 4
         self.blur = build.blur(width) if build.antialiased and stride > 1 else None
         self.conv1, self.bn1 = build.conv(cin, width, 1), build.bn(width)
@@ -167,7 +136,7 @@ class Bottleneck(nnx.Module):
         self.conv3, self.bn3 = build.conv(width, cout, 1), build.bn(cout)
         self.act1, self.act2, self.act3 = build.act(width), build.act(width), build.act(cout)
         self.downsample = Shortcut(cin, cout, stride, build=build) if stride != 1 or cin != cout else None
-        self.stochastic_depth = stochastic_depth(drop_rate)
+        self.stochastic_depth = stochastic_depth(config.stochastic_depth_prob)
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         y = self.act1(self.bn1(self.conv1(x)))
@@ -207,8 +176,6 @@ class ResNet(Network):
     def __init__(self, config: ResNetConfig, *, num_classes: int, in_channels: int, build: Builder):
         if not (config.pool_only or build.antialiased):
             raise ValueError("pool_only=False belongs to anti-aliased networks: the plain one has no blur")
-        if not 0 <= config.stochastic_depth_prob < 1:
-            raise ValueError(f"stochastic_depth_prob is a probability below 1, got {config.stochastic_depth_prob}")
         if config.stochastic_depth_prob and config.activation != "relu":
             # A branch of zeros is not zero behind it.
             raise ValueError(
@@ -221,7 +188,7 @@ class ResNet(Network):
         self.bn1, self.act1 = build.bn(64), build.act(64)
         self.pool_blur = build.blur(64) if build.antialiased else None
         channels, dilation, dilated = 64, 1, dilated_stages(config)
-        rates = iter(np.linspace(0, config.stochastic_depth_prob, sum(config.depths)).tolist())
+        rates = drop_rates(config.stochastic_depth_prob, sum(config.depths))
         for stage, depth in enumerate(config.depths):
             stride = 1 if stage == 0 else 2
             entry_dilation = dilation
@@ -232,8 +199,8 @@ class ResNet(Network):
                 first = i == 0
                 # The entry of a dilated stage still sees the previous grid.
                 spacing = entry_dilation if first else dilation
-                place = channels, 64 << stage, stride if first else 1, spacing
-                blocks.append(block(*place, config, drop_rate=next(rates), build=build))
+                own = dataclasses.replace(config, stochastic_depth_prob=next(rates))
+                blocks.append(block(channels, 64 << stage, stride if first else 1, spacing, own, build=build))
                 channels = (64 << stage) * EXPANSION[config.block]
             setattr(self, f"layer{stage + 1}", Stack(blocks))
         self.fc = build.linear(channels, num_classes) if num_classes else None

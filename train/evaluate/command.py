@@ -88,25 +88,7 @@ def run(config: Config) -> int:
     offsets = None if config.offsets is None else read_offsets(config.offsets)
     opened = _open(config)
     pretrained, preprocessing = opened.pretrained, opened.pretrained.preprocessing
-    protocols = protocols_for(
-        _names(config),
-        preprocessing,
-        margin=reflect_margin(preprocessing),
-        seed=config.seed,
-        views=config.views,
-        offsets=offsets,
-        device_batch=whole_batch(config.batch_size),
-    )
-    if config.equivariance is not None:
-        assert opened.maps is not None
-        protocols |= equivariance_for(
-            _listed(config.equivariance),
-            opened.maps,
-            preprocessing,
-            margin=reflect_margin(preprocessing),
-            seed=config.seed,
-            device_batch=whole_batch(config.batch_size),
-        )
+    protocols = _protocols(config, opened, offsets)
     photos = open_photos(config.data, pretrained)
     batches = evaluation_batches(
         photos,
@@ -144,6 +126,21 @@ def run(config: Config) -> int:
             f"{photo} first: {reason}; all figures above are complete"
         )
     return 0
+
+
+def _protocols(config: Config, opened: "_Opened", offsets: Any) -> dict[str, ShiftProtocol]:
+    """What is measured, by name, with the settings that fit the network's images."""
+    preprocessing = opened.pretrained.preprocessing
+    settings: dict[str, Any] = {
+        "margin": reflect_margin(preprocessing),
+        "seed": config.seed,
+        "device_batch": whole_batch(config.batch_size),
+    }
+    protocols = protocols_for(_names(config), preprocessing, views=config.views, offsets=offsets, **settings)
+    if config.equivariance is not None:
+        assert opened.maps is not None
+        protocols |= equivariance_for(_listed(config.equivariance), opened.maps, preprocessing, **settings)
+    return protocols
 
 
 def _names(config: Config) -> list[str]:

@@ -1,24 +1,16 @@
 """Checkpoints that survive kill -9, full disks, flipped bits and another number of devices."""
 
 import dataclasses
-import gc
 import json
-import logging
-import os
-import re
 import shutil
-import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
-import fsspec.config
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import (
     AnyPreservationPolicy,
@@ -28,13 +20,9 @@ from orbax.checkpoint.checkpoint_managers import (
 
 from aa_flax.buckets import AnyPath, BucketPath
 from train.errors import CommandError
-from train.fit.distributed import Watch
+from train.fit.storage import TEMPORARY, WHOLE, as_the_library_names, collect_abandoned_reads, move, reason, watched
 
 Tree = Any
-# What a save in progress is called on a disk, and what is there when one in a bucket is whole.
-TEMPORARY, WHOLE = ".orbax-checkpoint-tmp", "commit_success.txt"
-# The library tries again and again, without a word, to reach a bucket.
-BUCKET_SECONDS = 600
 
 
 class DamagedCheckpointError(Exception):
@@ -87,7 +75,7 @@ class Checkpoints:
             read_only=read_only,
         )
         try:
-            self._manager = ocp.CheckpointManager(_as_the_library_names(self.directory), options=options)
+            self._manager = ocp.CheckpointManager(as_the_library_names(self.directory), options=options)
         except OSError as error:
             raise CommandError(f"checkpoint directory {directory}: {error.strerror or error}") from error
 
@@ -194,7 +182,7 @@ class Checkpoints:
         except Exception as error:
             problem = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
         if problem:
-            _collect_abandoned_reads()
+            collect_abandoned_reads()
         if not _everyone(not problem):
             kind = ForeignCheckpointError if foreign else DamagedCheckpointError
             raise kind(problem or "another process could not read it")
@@ -216,7 +204,7 @@ class Checkpoints:
             shelf.mkdir(exist_ok=True)
             for step in steps:
                 place = next(p for i in range(10**6) if not (p := shelf / f"{step}.{i}").exists())
-                _move(self.directory / str(step), place)
+                move(self.directory / str(step), place)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("damaged checkpoints set aside")
         self._manager.reload()
@@ -224,13 +212,13 @@ class Checkpoints:
     def _guarded(self, action: Callable[[], Any]) -> None:
         """Runs an action of the storage library, turning what it raises into one line and removing half a save."""
         try:
-            with _watch(self.directory):
+            with watched(self.directory):
                 action()
         except (OSError, ValueError, RuntimeError) as error:
             sound = self._sound_steps()
             last = f"the last good checkpoint is of step {sound[-1]}" if sound else "there is no earlier one"
-            reason = _reason(error)
-            raise CommandError(f"checkpoint could not be written to {self.directory}: {reason}; {last}") from error
+            why = reason(error)
+            raise CommandError(f"checkpoint could not be written to {self.directory}: {why}; {last}") from error
 
     def _sound_steps(self) -> list[int]:
         """Steps whose checkpoint is whole after a save has failed; what there is of that is removed from a disk."""
@@ -285,72 +273,8 @@ def _compare_leaves(saved: dict[str, dict[str, Any]], wanted: dict[str, Any]) ->
             raise ForeignCheckpointError(f"{name} is {json.dumps(found)} there and {json.dumps(form)} here")
 
 
-def _as_the_library_names(directory: AnyPath) -> Any:
-    """A directory as the storage library takes it."""
-    if not isinstance(directory, BucketPath):
-        return directory
-    # An emulator has one name for Google's own client and another for the library's; under one alone it waits forever.
-    if address := os.environ.get("STORAGE_EMULATOR_HOST"):
-        os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", address)
-    # It would believe in checkpoints that another client has moved, and wait five minutes for an answer.
-    settings = {"use_listings_cache": False, "requests_timeout": 60}
-    fsspec.config.conf["gcs"] = settings | fsspec.config.conf.get("gcs", {})
-    return epath.Path(str(directory))
-
-
-def _move(step: AnyPath, place: AnyPath) -> None:
-    if isinstance(step, BucketPath) and isinstance(place, BucketPath):
-        # Without this object what is left of the others counts as nothing.
-        step.move_tree(place, first=[WHOLE])
-    elif isinstance(step, Path) and isinstance(place, Path):
-        step.rename(place)
-
-
-def _watch(directory: AnyPath) -> AbstractContextManager[object]:
-    """Says what is waited for where a bucket does not answer, and ends the process where it has not for too long."""
-    if not isinstance(directory, BucketPath):
-        return nullcontext()
-    advice = "the storage service is slow or out of reach; the same command goes on from the last whole checkpoint"
-    return Watch(f"a checkpoint to be written to {directory}", advice, limit=BUCKET_SECONDS)
-
-
-def quiet_storage_library() -> None:
-    """Keeps the storage library's own reports off stderr, for commands: what matters of them, `Checkpoints` raises.
-
-    It logs every failure with its traceback, as Python does for the writes that it leaves unfinished after one, and
-    calls back into event loops that it has closed.
-    """
-    for name in ("absl", "asyncio", "gcsfs", "google"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    hook = sys.unraisablehook
-
-    def filtered(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            hook(unraisable)
-
-    sys.unraisablehook = filtered
-
-
-def _collect_abandoned_reads() -> None:
-    """When one array cannot be read, the library drops its other reads unfinished; Python would complain about each
-    of them on stderr, at whatever moment it comes to collect them."""
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    try:
-        gc.collect()
-    finally:
-        sys.unraisablehook = hook
-
-
 def _everyone(fine: bool) -> bool:
     """Whether all processes are fine; each must call this."""
     if jax.process_count() == 1:
         return fine
     return bool(np.all(multihost_utils.process_allgather(np.array(fine))))
-
-
-def _reason(error: Exception) -> str:
-    """The system's own words where the storage library has wrapped them in a paragraph."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    code = re.search(r"os_error_code='(\d+)'", str(error))
-    return os.strerror(int(code[1])) if code else " ".join(str(error).split())

@@ -17,7 +17,6 @@ from train.data.channels import for_channels
 from train.environment import code
 from train.errors import CommandError
 from train.fit.agreement import AgreedError, require_same, together
-from train.fit.checkpoint import quiet_storage_library
 from train.fit.config import TrainConfig, validate
 from train.fit.display import Display, duration, summary
 from train.fit.distributed import UPDATE_PATIENCE, LaunchConfig, Placement, Watch, check_batch, is_lead, leave, start
@@ -30,6 +29,7 @@ from train.fit.record import read_record, shared_options
 from train.fit.run import Run, open_run
 from train.fit.rundir import Claim, claimed, default_run_dir
 from train.fit.runlog import check_log
+from train.fit.storage import quiet_storage_library
 from train.local_paths import require_local_paths
 
 Config = TrainConfig

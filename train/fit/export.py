@@ -9,11 +9,11 @@ from aa_flax.printable import printable
 from aa_flax.weights.class_names import imagenet_wnids
 from aa_flax.weights.store import save_pretrained
 from train.errors import CommandError
-from train.fit.checkpoint import quiet_storage_library
 from train.fit.licences import licence_of
 from train.fit.record import DATASET, FILE_NAME, Record, preprocessing_of, read_record
 from train.fit.rundir import has_checkpoints
 from train.fit.runlog import Scores, read_scores
+from train.fit.storage import quiet_storage_library
 from train.fit.trained import Kind, Which, load_network
 from train.local_paths import Place
 
