@@ -130,8 +130,8 @@ def test_stochastic_depth_leaves_out_as_often():
     net = oracles.torchvision.models.convnext_small(weights=None)
     rates = [module.p for name, module in net.named_modules() if name.endswith("stochastic_depth")]
     model = create_model("convnext_small_plain", rngs=nnx.Rngs(0))
-    ours = [block.stochastic_depth.rate for stage in range(1, 5) for block in getattr(model, f"stage{stage}")]
-    np.testing.assert_allclose(ours, rates, atol=1e-15)
+    layers = [block.stochastic_depth for stage in range(1, 5) for block in getattr(model, f"stage{stage}")]
+    np.testing.assert_allclose([0 if layer is None else layer.rate for layer in layers], rates, atol=1e-15)
     layer = model.stage4[2].stochastic_depth
     kept = np.asarray(layer(jnp.ones((64, 2, 2, 3)), rngs=nnx.Rngs(dropout=1)))
     assert set(np.unique(kept)) == {0, np.float32(1 / (1 - rates[-1]))}
