@@ -11,6 +11,7 @@ PYTEST := $(PY) -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadsco
 # of torch is enough for the reference package and torchvision, and jaxnn is a foreign package to be anti-aliased.
 TORCH ?= torch==2.13.0
 ORACLES ?= antialiased-cnns==0.3 torchvision==0.28.0 timm==1.0.31 jaxnn==0.2.0 einops==0.8.2
+PARITY ?= parity and not full
 # Seconds that `make gpu` takes.
 BUDGET ?= 540
 # What leaves JAX, and by which packages.
@@ -87,7 +88,7 @@ $(VENV)/.export: pyproject.toml | $(VENV)/.made
 	touch $@
 
 parity: $(VENV)/.parity ## compare with PyTorch: every name, plain and k=4
-	$(PYTEST) --dist load -m 'parity and not full' tests/parity
+	$(PYTEST) --dist load -m '$(PARITY)' tests/parity
 
 parity-full: $(VENV)/.parity ## compare with PyTorch: the whole matrix, with a table
 	$(PYTEST) --dist load -m 'parity' tests/parity

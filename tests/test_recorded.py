@@ -12,14 +12,12 @@ from aa_flax.models import dense_block, densenet, mobilenet, resnet
 from aa_flax.weights.mapping import convert_state_dict
 from tests import formula
 from tests.state_files import file_of
-from tests.zoo import ZHANG
+from tests.zoo import ZHANG, others_marked
 
 RECORDED = Path(__file__).parent / "data" / "recorded_logits.npz"
 SIZES = {"alexnet": (97, 129)}
 SIZE = (65, 97)
 TOLERANCE = 2e-5
-# Each kind of block and head once; the deeper networks of the same blocks are for `make test-slow`.
-QUICK = {"alexnet", "vgg11_bn", "resnet18", "resnet50", "resnext50_32x4d", "densenet121", "mobilenet_v2"}
 BLOCKS = (resnet.BasicBlock, resnet.Bottleneck, dense_block.DenseLayer, densenet.Transition, mobilenet.InvertedResidual)
 CALLS = {block: block.__call__ for block in BLOCKS}
 
@@ -43,7 +41,7 @@ def test_nothing_is_missing_from_the_record():
 
 
 @pytest.mark.parametrize("kind", ["plain", "lpf4"])
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in ZHANG])
+@pytest.mark.parametrize("name", others_marked(ZHANG, pytest.mark.slow))
 def test_logits_are_pytorchs(name: str, kind: str):
     spec = f"{name}_{kind}"
     with np.load(RECORDED) as recorded:

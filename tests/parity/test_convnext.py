@@ -15,6 +15,7 @@ from aa_flax.models.variables import variables
 from aa_flax.weights.mapping import convert_state_dict, to_torch_state_dict
 from tests.parity import compare, measured, oracles
 from tests.parity.test_gradients import LABELS, _assert_all_below, _errors, _our_step, _their_step
+from tests.zoo import others_marked
 
 NAMES = ("convnext_tiny", "convnext_small", "convnext_base")
 ODD, USUAL = (97, 129), (224, 224)
@@ -66,7 +67,7 @@ def check(name: str, size: tuple[int, int], *, dtype: Any = np.float32, toleranc
     assert not off, f"{name} at {size}: first off is {next(iter(off.items()))}, in all {len(off)} of {len(errors)}"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", others_marked(NAMES, pytest.mark.deep))
 def test_every_block_at_an_odd_size(name: str):
     check(name, ODD)
 

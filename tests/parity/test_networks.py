@@ -12,7 +12,7 @@ from flax import nnx
 from aa_flax.models.create import create_model
 from aa_flax.weights.mapping import convert_state_dict, to_torch_state_dict
 from tests.parity import compare, measured, oracles
-from tests.zoo import ZHANG
+from tests.zoo import ZHANG, others_marked
 
 LOGITS, MODULES, EXACT = 2e-5, 1e-4, 1e-12
 ODD, USUAL = (97, 129), (224, 224)
@@ -66,7 +66,7 @@ def check(
 
 
 @pytest.mark.parametrize("filter_size", [None, 4])
-@pytest.mark.parametrize("name", ZHANG)
+@pytest.mark.parametrize("name", others_marked(ZHANG, pytest.mark.deep))
 def test_every_network_at_an_odd_size(name: str, filter_size: int | None):
     check(name, filter_size, ODD)
 

@@ -16,7 +16,7 @@ from aa_flax.models.create import create_model
 from aa_flax.weights.mapping import convert_state_dict, to_torch_state_dict
 from aa_flax.weights.torch.reader import read_torch_checkpoint
 from tests.parity import compare, measured, oracles
-from tests.zoo import TIMM
+from tests.zoo import TIMM, others_marked
 
 LOGITS, MODULES, EXACT = 2e-5, 1e-4, 1e-12
 # timm rounds odd maps down in some networks, up in others, and takes 97x129 in all.
@@ -68,7 +68,7 @@ def check(
     assert errors["logits"] <= tolerances[0]
 
 
-@pytest.mark.parametrize("name", TIMM)
+@pytest.mark.parametrize("name", others_marked(TIMM, pytest.mark.deep))
 def test_every_network_at_an_odd_size(name: str):
     check(name, ODD)
 
