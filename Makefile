@@ -5,6 +5,8 @@ PY := $(VENV)/bin/python
 # Every worker and every process that a test starts reads what the first has compiled.
 unexport PYTHONDONTWRITEBYTECODE
 WORKERS ?= 2
+# Further words for pytest of `make test`.
+CHOSEN ?=
 # A file stays on one worker, which has its programs compiled already; tests/conftest.py says which are begun first.
 PYTEST := $(PY) -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 # The oracles of the parity tests. All but torch come without their dependencies: the CPU build
@@ -60,7 +62,7 @@ pictures: $(VENV)/.test ## README's moving picture and the page behind it, from 
 	cp out/bird/explain.html docs/pictures/bird.html
 
 test: $(VENV)/.test ## the tests, without PyTorch
-	$(PYTEST)
+	$(PYTEST) $(CHOSEN)
 
 test-slow: $(VENV)/.test ## the long tests: twenty kills, several processes, whole matrices
 	$(PYTEST) --dist load --maxschedchunk 1 -m slow

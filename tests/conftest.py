@@ -127,9 +127,21 @@ _LONG = (
 )
 
 
+# Whole commands, pages, files and pictures: they stand on what the other tests hold, and seldom on one version of JAX.
+_OUTER = {
+    *("benchmarks", "catalog", "cells", "cifar10_study", "compare", "convert_cli", "data_decode", "data_loader"),
+    *("data_sources", "docs", "download", "evaluate", "explain", "grid", "hub", "inputs", "interactive", "layout"),
+    *("local_paths", "measurable", "methods_comparison", "names", "preprocess", "report", "report_browser"),
+    *("reproduce", "torch_reader", "tpu", "train_config", "video"),
+}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {f"test_{name}": i for i, name in enumerate(_LONG)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+    for item in items:
+        if item.path.stem.removeprefix("test_") in _OUTER:
+            item.add_marker(pytest.mark.outer)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -28,7 +28,6 @@ from train.errors import CommandError
 from train.evaluate.scoring import local_mesh, protocols_for, read_offsets, score, whole_batch
 from train.networks import as_function, open_network
 
-pytestmark = pytest.mark.usefixtures("optimised")
 RULE = Preprocessing(resize=40, crop=32)
 ROOT = Path(__file__).parents[1]
 

@@ -14,6 +14,7 @@ from aa_flax.models.abstract import abstract_model
 from tests.foreign_networks import run, with_values
 
 pytestmark = pytest.mark.every_platform
+SHALLOW = {"depths": (1, 1, 1, 1)}
 
 
 def image(size: int = 33) -> jax.Array:
@@ -22,7 +23,7 @@ def image(size: int = 33) -> jax.Array:
 
 @functools.cache
 def resnet() -> tuple[aa_flax.Network, aa_flax.linen.LinenNetwork, dict]:
-    model = with_values(lambda: abstract_model("resnet18_lpf3", num_classes=4))
+    model = with_values(lambda: abstract_model("resnet18_lpf3", **SHALLOW, num_classes=4))
     return model, *aa_flax.linen.from_nnx(model)
 
 
@@ -54,7 +55,7 @@ def test_evaluation_is_nnx_to_the_bit():
 
 def test_a_training_step_is_nnx_to_the_bit():
     model, _, variables = resnet()
-    module = aa_flax.linen.create_model("resnet18_lpf3", num_classes=4, train=True)
+    module = aa_flax.linen.create_model("resnet18_lpf3", **SHALLOW, num_classes=4, train=True)
     graphdef, state = nnx.split(model)
 
     @jax.jit
@@ -75,12 +76,12 @@ def test_training_without_mutable_raises_instead_of_losing_the_statistics():
     _, module, variables = resnet()
     with pytest.raises(ValueError, match=r"call apply\(..., mutable=\['batch_stats'\]\)"):
         jax.eval_shape(functools.partial(module.apply, train=True), variables, image())
-    frozen = aa_flax.linen.create_model("resnet18_lpf3", num_classes=4, train=True, frozen_bn=True)
+    frozen = aa_flax.linen.create_model("resnet18_lpf3", **SHALLOW, num_classes=4, train=True, frozen_bn=True)
     assert jax.eval_shape(frozen.apply, variables, image()).shape == (2, 4)
 
 
 def test_one_value_a_channel_is_refused_in_training_but_initialises():
-    module = aa_flax.linen.create_model("resnet18_lpf3", num_classes=4, train=True)
+    module = aa_flax.linen.create_model("resnet18_lpf3", **SHALLOW, num_classes=4, train=True)
     variables = jax.eval_shape(module.init, jax.random.key(0), jnp.ones((1, 32, 32, 3)))
     step = functools.partial(module.apply, mutable=["batch_stats"])
     with pytest.raises(ValueError, match="needs more than one value a channel"):
@@ -92,12 +93,12 @@ def test_variables_of_another_network_are_refused():
     _, module, variables = resnet()
     numbered = variables["params"] | {"layer1": {int(k): v for k, v in variables["params"]["layer1"].items()}}
     missing = {k: v for k, v in variables["params"].items() if k != "fc"}
-    wide = aa_flax.linen.create_model("resnet18_lpf3", num_classes=5)
+    wide = aa_flax.linen.create_model("resnet18_lpf3", **SHALLOW, num_classes=5)
     for given, use, message in (
         (
             numbered,
             module,
-            r"12 missing from params:\n    layer1.0.bn1.bias\n(.|\n)*12 left over in params:\n    layer1.0 \(not text",
+            r"6 missing from params:\n    layer1.0.bn1.bias\n(.|\n)*6 left over in params:\n    layer1.0 \(not text",
         ),
         (missing, module, r"resnet18_lpf3:\n  2 missing from params:\n    fc.bias\n    fc.kernel"),
         (variables["params"] | {"head": {"kernel": 1.0}}, module, r"1 left over in params:\n    head.kernel"),
@@ -116,7 +117,7 @@ class Segmenter(linen.Module):
 
     @linen.compact
     def __call__(self, x, train: bool = False):
-        backbone = aa_flax.linen.create_model("resnet18_lpf3", num_classes=0).copy(name="backbone")
+        backbone = aa_flax.linen.create_model("resnet18_lpf3", **SHALLOW, num_classes=0).copy(name="backbone")
         maps = backbone.feature_pyramid(x, train)
         return linen.Conv(2, (1, 1), name="head")(maps[-1])
 
