@@ -64,8 +64,8 @@ pictures: $(VENV)/.test ## README's moving picture and the page behind it, from 
 test: $(VENV)/.test ## the tests, without PyTorch
 	$(PYTEST) $(CHOSEN)
 
-test-slow: $(VENV)/.test ## the long tests: twenty kills, several processes, whole matrices
-	$(PYTEST) --dist load --maxschedchunk 1 -m slow
+test-slow: $(VENV)/.test ## the long tests: kills, several processes, whole matrices
+	$(PYTEST) --dist loadgroup -m slow
 
 test-claims: $(VENV)/.test ## the committed weights, measured again on CIFAR-10
 	$(PYTEST) --dist load -m claims tests/test_claims.py

@@ -1,5 +1,6 @@
 """The CIFAR-10 study: its bookkeeping, its schedule, and the page that publishes it."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -8,9 +9,10 @@ import pytest
 from scipy import stats
 
 from benchmarks.options import NINE
+from examples import cifar10_study
 from examples import cifar10_tables as tables
 from examples.cells import read
-from examples.cifar10_study import Run, Study, config_of, ledger_of, main, runs_of
+from examples.cifar10_study import Run, Study, config_of, few_images, ledger_of, main, runs_of
 from examples.page import END, begin
 from train.errors import CommandError
 from train.fit.config import validate
@@ -177,7 +179,11 @@ def test_warm_up_rate_and_clipping_are_a_runs_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_small_study_is_repeatable(shared: Path, tmp_path: Path, optimised: None) -> None:
+def test_the_small_study_is_repeatable(
+    shared: Path, tmp_path: Path, optimised: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Fewer images still.
+    monkeypatch.setattr(cifar10_study, "few_images", functools.partial(few_images, share=200))
     runs = []
     for name in ("once", "again"):
         output = tmp_path / f"{name}.jsonl"

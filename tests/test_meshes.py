@@ -118,7 +118,7 @@ def trained(name: str) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["forward", "gradient"])
 @pytest.mark.parametrize("axes", AXES)
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in FAMILIES])
 def test_values_of_families(name, axes, what):
     found = trained(name)
     pick = (lambda both: both[0][1]) if what == "forward" else (lambda both: both[1])
@@ -240,6 +240,7 @@ def layered():
     return answers
 
 
+@pytest.mark.xdist_group("layers")
 @pytest.mark.parametrize("axes", BOTH)
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers(name, axes):

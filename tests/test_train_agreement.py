@@ -170,8 +170,7 @@ def test_a_missing_process_is_waited_for_and_named():
 
 
 @pytest.mark.slow
-def test_two_processes_that_differ_are_both_refused_and_leave_nothing(tmp_path):
-    cache = tmp_path / "compiled"
+def test_two_processes_that_differ_are_both_refused_and_leave_nothing(tmp_path, cache):
     for options, said in (
         (("--optim.lr", "0.2"), "--optim.lr is 0.005 in process 0 and 0.2 in process 1"),
         (("--run-dir", str(tmp_path / "other")), "is not the directory of process 0 in process 1"),
@@ -185,7 +184,7 @@ def test_two_processes_that_differ_are_both_refused_and_leave_nothing(tmp_path):
 
 
 @pytest.mark.slow
-def test_when_one_process_cannot_go_on_both_end_and_say_why(tmp_path):
+def test_when_one_process_cannot_go_on_both_end_and_say_why(tmp_path, cache):
     from PIL import Image
 
     pixels = np.random.default_rng(0).integers(0, 256, (40, 20, 20, 3), dtype=np.uint8)
@@ -201,7 +200,7 @@ def test_when_one_process_cannot_go_on_both_end_and_say_why(tmp_path):
     pair = differing_pair(
         tmp_path / "run",
         ("--data.dir", str(tmp_path / "other")),
-        tmp_path / "compiled",
+        cache,
         both=(*data, "--data.dir", str(tmp_path / "one")),
     )
     said = [finish(process, code=2).strip().splitlines()[-1] for process in pair]
@@ -223,8 +222,8 @@ def differing_pair(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dead", [0, 1])
-def test_when_a_process_dies_the_other_ends_with_a_line(tmp_path, dead):
-    pair = start_pair(tmp_path / "run", "--epochs", "500", cache=tmp_path / "compiled", devices=1)
+def test_when_a_process_dies_the_other_ends_with_a_line(tmp_path, cache, dead):
+    pair = start_pair(tmp_path / "run", "--epochs", "500", cache=cache, devices=1)
     wait_for_step(pair[0], tmp_path / "run", 10)
     kill(pair[dead])
     last = finish(pair[1 - dead], code=2).strip().splitlines()[-1]
@@ -233,8 +232,8 @@ def test_when_a_process_dies_the_other_ends_with_a_line(tmp_path, dead):
 
 
 @pytest.mark.slow
-def test_when_a_process_hangs_the_other_names_it(tmp_path):
-    pair = start_pair(tmp_path / "run", "--epochs", "500", "--heartbeat-timeout", "30", cache=tmp_path / "c", devices=1)
+def test_when_a_process_hangs_the_other_names_it(tmp_path, cache):
+    pair = start_pair(tmp_path / "run", "--epochs", "500", "--heartbeat-timeout", "30", cache=cache, devices=1)
     wait_for_step(pair[0], tmp_path / "run", 10)
     pair[1].send_signal(signal.SIGSTOP)
     last = finish(pair[0], code=2).strip().splitlines()[-1]

@@ -22,13 +22,14 @@ from tests.training_runs import (
 pytestmark = pytest.mark.slow
 
 
-def test_twenty_runs_are_killed_and_end_as_the_undisturbed_one(tmp_path, cache, undisturbed):
+def test_runs_are_killed_and_end_as_the_undisturbed_one(tmp_path, cache, undisturbed):
+    """Eight; `python -m scripts.kill_test` kills as many as one likes."""
     chance = random.Random(0)
     moments = []
-    for i in range(20):
+    for i in range(8):
         moments.append(disturbed(tmp_path / str(i), cache, chance, inside_a_save=i % 2 == 1))
         compare(tmp_path / str(i), undisturbed)
-    assert sum("while writing" in moment for moment in moments) >= 10, moments
+    assert sum("while writing" in moment for moment in moments) >= 4, moments
 
 
 def test_8_and_64_devices_and_two_processes_have_the_losses_of_one_device(tmp_path, cache):
