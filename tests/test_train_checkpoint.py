@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import zlib
 from pathlib import Path
 
@@ -15,7 +16,15 @@ from tests.training_runs import small_files
 from train.errors import CommandError
 from train.fit.checkpoint import Checkpoints, named_leaves
 from train.fit.step import TrainState
-from train.fit.storage import reason
+from train.fit.storage import quiet_storage_library, reason
+
+
+@pytest.fixture(autouse=True)
+def _as_commands_have_it(monkeypatch):
+    """Threads of the storage library call back into closed event loops; pytest would write a traceback in each, which
+    has ended a worker natively."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    quiet_storage_library()
 
 
 def replicated(devices: int) -> NamedSharding:
