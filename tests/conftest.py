@@ -129,10 +129,11 @@ _LONG = (
 
 # Whole commands, pages, files and pictures: they stand on what the other tests hold, and seldom on one version of JAX.
 _OUTER = {
-    *("benchmarks", "catalog", "cells", "cifar10_study", "compare", "convert_cli", "data_decode", "data_loader"),
-    *("data_sources", "docs", "download", "evaluate", "explain", "grid", "hub", "inputs", "interactive", "layout"),
-    *("local_paths", "measurable", "methods_comparison", "names", "preprocess", "report", "report_browser"),
-    *("reproduce", "torch_reader", "tpu", "train_config", "video"),
+    *("benchmarks", "buckets", "catalog", "cells", "cifar10_study", "compare", "convert_cli", "data_decode"),
+    *("data_loader", "data_sources", "docs", "download", "evaluate", "explain", "grid", "hub", "inputs"),
+    *("interactive", "layout", "local_paths", "mapping", "measurable", "methods_comparison", "names", "preprocess"),
+    *("published_weights", "report", "report_browser", "reproduce", "store", "sweep", "torch_reader", "tpu"),
+    *("train_bucket", "train_config", "video"),
 }
 
 

@@ -7,6 +7,7 @@ written down here, so that nothing passes by refusing what works.
 import collections
 import functools
 import pickle
+from typing import Any
 
 import huggingface_hub
 import jax
@@ -209,9 +210,15 @@ def try_pairs(kind: str, firsts, seconds, folder) -> collections.Counter:
 
 # Export and training are compiled for every network: `make test-slow` has them, and the other kinds.
 QUICK = ("antialias", "fold", "save", "torch", "linen", "pickle", "split")
+# Compiled as APS is, which has all pairs.
+ALIKE = ("lps", "ddac")
 
 
-@pytest.mark.parametrize("kind", ["anti-aliased", "folded", "where"])
+def slow(kind: str) -> Any:
+    return pytest.param(kind, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("kind", ["anti-aliased", "folded", "where", *(slow(kind) for kind in ALIKE)])
 def test_pairs(kind, tmp_path):
     counts = try_pairs(kind, QUICK, QUICK, tmp_path)
     print(f"{kind}: {counts['tried']} pairs, {counts['refused']} of them refused")
@@ -219,7 +226,7 @@ def test_pairs(kind, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ALIKE])
 def test_all_pairs(kind, tmp_path):
     counts = try_pairs(kind, FUNCTIONS, FUNCTIONS, tmp_path)
     print(f"{kind}: {counts['tried']} pairs, {counts['refused']} of them refused")
