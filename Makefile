@@ -13,6 +13,7 @@ PYTEST := $(PY) -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadsco
 # of torch is enough for the reference package and torchvision, and jaxnn is a foreign package to be anti-aliased.
 TORCH ?= torch==2.13.0
 ORACLES ?= antialiased-cnns==0.3 torchvision==0.28.0 timm==1.0.31 jaxnn==0.2.0 einops==0.8.2
+# Which comparisons `make parity` makes, by their marks.
 PARITY ?= parity and not full
 # Seconds that `make gpu` takes.
 BUDGET ?= 540
