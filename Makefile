@@ -13,8 +13,10 @@ PYTEST := $(PY) -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadsco
 # of torch is enough for the reference package and torchvision, and jaxnn is a foreign package to be anti-aliased.
 TORCH ?= torch==2.13.0
 ORACLES ?= antialiased-cnns==0.3 torchvision==0.28.0 timm==1.0.31 jaxnn==0.2.0 einops==0.8.2
-# Which comparisons `make parity` makes, by their marks.
+# Which tests these make, by their marks or names.
 PARITY ?= parity and not full
+SLOW ?= slow
+CLAIMS ?= test
 # Seconds that `make gpu` takes.
 BUDGET ?= 540
 # What leaves JAX, and by which packages.
@@ -66,10 +68,10 @@ test: $(VENV)/.test ## the tests, without PyTorch
 	$(PYTEST) $(CHOSEN)
 
 test-slow: $(VENV)/.test ## the long tests: kills, several processes, whole matrices
-	$(PYTEST) --dist loadgroup -m slow
+	$(PYTEST) --dist loadgroup -m '$(SLOW)'
 
 test-claims: $(VENV)/.test ## the committed weights, measured again on CIFAR-10
-	$(PYTEST) --dist load -m claims tests/test_claims.py
+	$(PYTEST) --dist load -m claims tests/test_claims.py -k '$(CLAIMS)'
 
 test-newest: ## the tests on NEWEST (default python3.12) with the newest jax and flax
 	$(MAKE) test PYTHON=$(or $(NEWEST),python3.12) VENV=.venv-newest

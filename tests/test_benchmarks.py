@@ -81,6 +81,7 @@ def test_cost_of_antialiasing_is_taken_beside_plain_of_the_same_side(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.deep
 def test_startup(tmp_path):
     report = _run(tmp_path, "startup", "--no-torch")
     assert len(report["tables"]["Seconds in a fresh process"]) == 6

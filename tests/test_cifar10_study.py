@@ -179,6 +179,7 @@ def test_warm_up_rate_and_clipping_are_a_runs_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.deep
 def test_the_small_study_is_repeatable(
     shared: Path, tmp_path: Path, optimised: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -225,8 +225,15 @@ def test_pairs(kind, tmp_path):
     assert counts["tried"] == len(QUICK) ** 2
 
 
+# Of these CI has the short list of pairs, or none.
+RARE = ("plain", "dilated", "aps")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ALIKE])
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=[pytest.mark.deep] * (kind in RARE)) for kind in KINDS if kind not in ALIKE],
+)
 def test_all_pairs(kind, tmp_path):
     counts = try_pairs(kind, FUNCTIONS, FUNCTIONS, tmp_path)
     print(f"{kind}: {counts['tried']} pairs, {counts['refused']} of them refused")

@@ -83,7 +83,7 @@ def test_float64():
         check("convnext_tiny", (64, 65), dtype=np.float64, tolerance=1e-12)
 
 
-@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("wide", [pytest.param(False, marks=pytest.mark.deep), True])
 def test_gradients(wide: bool):
     """Of all parameters, in training mode with every branch there."""
     with jax.enable_x64(wide):

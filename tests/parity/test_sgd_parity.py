@@ -81,7 +81,7 @@ def ours(model, optim: OptimConfig, accumulate: int):
 @pytest.mark.parametrize(
     ("name", "filter_size", "accumulate", "options"),
     [
-        ("resnet18", 4, 1, {}),
+        pytest.param("resnet18", 4, 1, {}, marks=pytest.mark.deep),
         ("resnet18", None, 2, {"nesterov": True, "label_smoothing": 0.1}),
         # A smaller rate: MobileNetV2 would amplify the rounding of float64 to 1e-3 in ten updates.
         ("mobilenet_v2", 3, 1, {"weight_decay": 4e-5, "lr": 2**-10}),
