@@ -36,6 +36,13 @@ def traced_for(platform: str) -> Iterator[None]:
         yield
 
 
+def platform_of(device: jax.Device) -> str:
+    """The name of a device's platform, as `traced_for` takes it."""
+    if device.platform != "gpu":
+        return device.platform
+    return "rocm" if "rocm" in device.client.platform_version.lower() else "cuda"
+
+
 def platform_dependent(*operands: Any, default: Callable[..., Any], **forms: Callable[..., Any]) -> Any:
     """As `jax.lax.platform_dependent`, but for `traced_for`."""
     platform = _CHOSEN.value

@@ -1,6 +1,8 @@
 """traced_for: the form for one platform alone, whatever was traced before."""
 
 import re
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,6 +11,7 @@ from flax import nnx
 
 import aa_flax
 from aa_flax.models.convolutions import depthwise_conv
+from aa_flax.platforms import platform_of
 
 pytestmark = pytest.mark.every_platform
 
@@ -62,6 +65,15 @@ def test_a_network_and_its_gradient():
     with aa_flax.traced_for("tpu"):
         assert "platform_index" not in operations(jax.grad(loss))
         np.testing.assert_allclose(jax.jit(jax.grad(loss))(X), want, rtol=1e-4, atol=1e-5)
+
+
+def test_the_platform_of_a_device():
+    def graphics(version: str) -> Any:
+        return SimpleNamespace(platform="gpu", client=SimpleNamespace(platform_version=version))
+
+    assert platform_of(jax.devices("cpu")[0]) == "cpu"
+    assert platform_of(graphics("PJRT C API\nrocm 70000")) == "rocm"
+    assert platform_of(graphics("PJRT C API\ncuda 12090")) == "cuda"
 
 
 def test_unknown_platforms():

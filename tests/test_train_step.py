@@ -11,8 +11,9 @@ from flax import nnx
 from jax.sharding import AxisType
 from jax.tree_util import Partial
 
-from aa_flax.downsample import LearnablePolyphase
+from aa_flax.downsample import BlurPool2D, LearnablePolyphase
 from aa_flax.models.batch_norm import BatchNorm
+from aa_flax.platforms import traced_for
 from train.data import Augmentation
 from train.data.augment import augment
 from train.data.mixing import mix
@@ -344,6 +345,24 @@ def test_many_updates_in_one_call_are_the_single_ones():
     np.testing.assert_allclose(metrics["loss"][:2], losses[1:], rtol=1e-5)
     assert many.func._cache_size() == 1
     assert_close(jax.device_get(last), jax.device_get(single))
+
+
+def test_updates_hold_the_form_for_their_devices_alone():
+    step, state = build(nnx.Sequential(BlurPool2D(3), Tiny()))
+    batch, order, window = data(), np.zeros((1, BATCH), np.int32), np.zeros(2, np.int32)
+
+    def gathers(platform: str, program, *given) -> int:
+        with traced_for(platform):
+            return str(program.trace(*given).jaxpr).count("gather")
+
+    assert gathers("tpu", step, state, batch) < gathers("cpu", step, state, batch)
+    mesh = place(1).mesh
+    for program, given in (
+        (compile_step(mesh), (batch,)),
+        (compile_steps(mesh, limit=1), (batch, order, window)),
+    ):
+        given = (program, Partial(step), state, *given)
+        assert gathers("tpu", *given) == gathers("cpu", *given)
 
 
 def test_a_gradient_longer_than_the_limit_is_scaled_down():

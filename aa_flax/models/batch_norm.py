@@ -107,7 +107,8 @@ class BatchNorm(nnx.BatchNorm):
             # device's, which has the same expectation and a larger spread.
             batch = jax.lax.stop_gradient(batch.mean(range(x.ndim - 1)))
             batch = batch.astype(running.dtype)
-            running[...] = self.momentum * running[...] + (1 - self.momentum) * batch
+            # Not `running[...] =`: that asks a traced array for its sharding, and JAX 0.10 searches the whole trace.
+            running.set_value(self.momentum * running[...] + (1 - self.momentum) * batch)
         return shift, offset, var
 
 

@@ -12,6 +12,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
+from aa_flax.platforms import platform_of, traced_for
 from train.fit.losses import binary_cross_entropy, cross_entropy
 from train.fit.optim import Schedule
 
@@ -223,9 +224,12 @@ def compile_step(mesh: jax.sharding.Mesh) -> Any:
     """
     replicated = NamedSharding(mesh, PartitionSpec())
     sharded = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+    platform = platform_of(mesh.devices.flat[0])
 
     def one(train_step: Partial, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        return train_step(state, batch)
+        # The devices are known: to trace the forms for others, and their gradients, would take as long again.
+        with traced_for(platform):
+            return train_step(state, batch)
 
     shardings = (replicated, replicated, sharded)
     return jax.jit(one, in_shardings=shardings, out_shardings=replicated, donate_argnums=1)
@@ -247,6 +251,7 @@ def compile_steps(mesh: jax.sharding.Mesh, limit: int) -> Any:
     """
     replicated = NamedSharding(mesh, PartitionSpec())
     sharded = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+    platform = platform_of(mesh.devices.flat[0])
 
     def many(train_step: Partial, state: TrainState, data: Batch, order: jax.Array, window: jax.Array):
         first, count = window
@@ -255,7 +260,8 @@ def compile_steps(mesh: jax.sharding.Mesh, limit: int) -> Any:
             state, history = carry
             batch = {name: jnp.take(values, order[first + i], axis=0) for name, values in data.items()}
             batch = jax.lax.with_sharding_constraint(batch, sharded)
-            state, metrics = train_step(state, batch)
+            with traced_for(platform):
+                state, metrics = train_step(state, batch)
             return state, {name: history[name].at[i].set(value) for name, value in metrics.items()}
 
         history = {name: jnp.zeros(limit, jnp.float32) for name in METRICS}
