@@ -16,11 +16,14 @@ from rich.console import Console
 import aa_flax
 from aa_flax import consistency
 from aa_flax.consistency import Result
+from aa_flax.models.abstract import abstract_model
 from aa_flax.weights.config import Preprocessing
+from tests.foreign_networks import with_values
 from tests.test_report import Reader
 from train.__main__ import main
 from train.compare import answers, command, measuring
 from train.compare.comparison import Comparison, Row
+from train.compare.entrants import open_entrant
 from train.compare.report import build
 from train.compare.tables import MARK
 from train.data import ImageFolder
@@ -231,6 +234,18 @@ def test_the_report_shows_names_as_they_are_and_no_markup():
     assert re.search(r"\| ms an image \|", text)
     assert "300 photos are few" in text
     assert r"x\_y \(broken\)" in text or r"x\_y (broken)" in text
+
+
+def test_the_report_says_what_readers_of_a_network_have_to_know(tmp_path):
+    network = with_values(lambda: abstract_model("resnet18_lpf4", num_classes=2))
+    aa_flax.save_pretrained(network, tmp_path, source={"layout": "torchvision", "filter_size": None})
+    told = open_entrant(f"{tmp_path}+name=tuned")
+    assert "made for no blur, resnet18_lpf4 has blurs of 4 taps" in told.as_dict()["notice"]
+    row, other = (made(name, np.array([100.0, 0.0]), np.array([100.0, 50.0])) for name in ("a", "b"))
+    found = comparison(dataclasses.replace(row, network=told), other)
+    assert "tuned: these weights were made for no blur" in to_markdown(build(found))
+    assert "these weights" not in to_markdown(build(comparison(row, other)))
+    assert "notice" not in other.network.as_dict()
 
 
 def test_one_photo_and_no_consistency_are_a_report_too():

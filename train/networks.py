@@ -40,7 +40,7 @@ class OpenedNetwork:
     file: Path
 
 
-def _other_filter(config: PretrainedConfig) -> str | None:
+def other_filter(config: PretrainedConfig) -> str | None:
     """A sentence where weights were converted from a network with another filter; None where they were not.
 
     Weights that have been trained since have another source.
@@ -134,7 +134,7 @@ def open_network(
     check_photos(config, name)
     if pad_type is not None:
         config = dataclasses.replace(config, spec=changed_spec(config.spec, pad_type=pad_type))
-    if (notice := _other_filter(config)) is not None:
+    if (notice := other_filter(config)) is not None:
         log.warning("%s: %s", name, notice)
     return OpenedNetwork(model, config, weights.path)
 

@@ -16,7 +16,7 @@ from aa_flax.weights.config import INTERPOLATIONS
 from train.errors import CommandError
 from train.measurable.naming import KINDS, Foreign
 from train.measurable.network import Layout, Measurable, Told
-from train.networks import OpenedNetwork, as_function, open_network
+from train.networks import OpenedNetwork, as_function, open_network, other_filter
 
 # What may stand behind a network's name as +OPTION=VALUE.
 TOLD = tuple(field.name for field in fields(Told))
@@ -102,6 +102,7 @@ def of_network(opened: OpenedNetwork) -> Measurable:
         file=opened.file,
         parameters=sum(int(np.prod(leaf.shape)) for leaf in parameters),
         described={"kind": "aa_flax", "spec": config.model, "pad_type": config.pad_type, "options": config.options},
+        notice=other_filter(config),
     )
 
 

@@ -37,6 +37,7 @@ def _lead(found: Comparison) -> tuple[str, ...]:
             f"{found.images:,} photos are few: networks whose standard errors overlap may still differ, and others may "
             "not. The differences below are those of the same photos, and say which are more than chance."
         )
+    lead += [f"{plain(row.name)}: {row.network.notice}." for row in found.rows if row.network.notice]
     labels = found.rows[0].results["accuracy"].arrays["labels"]
     if is_unbalanced(np.unique(labels, return_counts=True)[1].tolist()):
         lead.append("One class has far more photos than the others: accuracy is mostly its accuracy.")

@@ -82,6 +82,7 @@ class Measurable:
         file: where its weights are, or None.
         parameters: how many numbers they are, or None where nobody knows.
         described: what repeats it: what it is, versions of what runs it.
+        notice: what readers of its figures have to know, a sentence without its name; None for nothing.
     """
 
     model: str
@@ -92,6 +93,7 @@ class Measurable:
     file: Path | None = None
     parameters: int | None = None
     described: dict[str, Any] = field(default_factory=dict)
+    notice: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """What is known of it, for a report."""
@@ -100,6 +102,7 @@ class Measurable:
             **self.described,
             "num_classes": self.num_classes,
             "preprocessing": dataclasses.asdict(self.preprocessing),
+            **({} if self.notice is None else {"notice": self.notice}),
         }
 
 
