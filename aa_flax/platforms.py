@@ -36,8 +36,8 @@ def traced_for(platform: str) -> Iterator[None]:
         yield
 
 
-def platform_of(device: jax.Device) -> str:
-    """The name of a device's platform, as `traced_for` takes it."""
+def platform_of(device: Any) -> str:
+    """The name of the platform of a `jax.Device`, as `traced_for` takes it."""
     if device.platform != "gpu":
         return device.platform
     return "rocm" if "rocm" in device.client.platform_version.lower() else "cuda"

@@ -138,6 +138,8 @@ class _Places(NamedTuple):
                 yield lax.slice_in_dim(rows, j, j + spans[1], self.strides[1], axis=2)
 
 
+# Equal layers, of which networks have many, are then traced once: a sample for each of 49 taps is most of a ConvNeXt.
+@functools.partial(jax.jit, static_argnames="places")
 def _shifted_products(x: jax.Array, kernel: jax.Array, *, places: _Places) -> jax.Array:
     dtype = at_least_float32(x.dtype)
     factors = kernel.astype(dtype).reshape(-1, 1, 1, 1, kernel.shape[-1])
