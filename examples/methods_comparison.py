@@ -24,7 +24,6 @@ import tyro
 from aa_flax.local_paths import check_local_paths
 from examples.cells import Deadline, Ledger, Resumable
 from examples.methods_runs import METHODS, MODELS, SMALL, Cell, Runner, Terms, config_of
-from train.data import DataConfig
 from train.errors import CommandError
 from train.fit.config import validate
 
@@ -49,7 +48,7 @@ class Comparison(Resumable):
     """Each decides initial weights, order, augmentation and dropout of a run."""
 
     small: bool = False
-    """For two CPU cores: a fortieth of the images, four epochs."""
+    """For two CPU cores: a fortieth of the images at half their side, five epochs."""
 
 
 def cells_of(comparison: Comparison) -> list[Cell]:
@@ -89,13 +88,13 @@ def main(comparison: Comparison) -> None:
     """Makes the runs that are missing."""
     check_local_paths(comparison)
     deadline, terms = Deadline(comparison.budget), SMALL if comparison.small else Terms()
-    ledger = ledger_of(comparison)
+    ledger, data = ledger_of(comparison), terms.cifar10(comparison.data)
     for cell in ledger.missing:
-        validate(config_of(cell, terms, DataConfig(name="cifar10", dir=comparison.data)))
+        validate(config_of(cell, terms, data))
     if comparison.dry_run or not ledger.missing:
         ledger.show()
         return
-    runner = Runner(terms, DataConfig(name="cifar10", dir=comparison.data, augment="no_shift"))
+    runner = Runner(terms, data)
     on_cpu = jax.default_backend() == "cpu"
     compile_ahead = None if on_cpu else functools.partial(compile_next, runner, at_once=AT_ONCE)
     ledger.make_all(lambda cell: runner.make(cell, deadline.check), deadline, compile_ahead)

@@ -6,6 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -65,29 +66,39 @@ class Terms:
     """What all runs of a comparison have in common.
 
     Attributes:
+        side: of the images, in pixels.
         share: every so-manieth image is taken, of those to train on and of those to measure.
         epochs: passes over the training images.
         batch: images an update.
+        mobilenet_rate: times the learning rate of MobileNetV2's recipe, with which few updates hardly change it.
         dtype: number format of training; measured is in float32.
         pairs: pairs of shifts for each image and protocol.
         reach: pixels of the worst shift, on each axis.
         together: images that are measured at once; must divide their number.
     """
 
+    side: int = 32
     share: int = 1
     epochs: int = 8
     batch: int = 256
+    mobilenet_rate: float = 1.0
     dtype: str = "bfloat16"
     pairs: int = 5
     reach: int = 2
     together: int = 2000
+
+    def cifar10(self, files: Path) -> DataConfig:
+        """CIFAR-10, which training flips and never shifts."""
+        return DataConfig(name="cifar10", dir=files, image_size=self.side, augment="no_shift")
 
     def open(self, config: DataConfig) -> Dataset:
         """The images."""
         return open_dataset(config) if self.share == 1 else few_images(config, self.share)
 
 
-SMALL = Terms(share=40, epochs=4, batch=32, dtype="float32", pairs=2, reach=1, together=250)
+SMALL = Terms(
+    side=16, share=40, epochs=5, batch=32, mobilenet_rate=10.0, dtype="float32", pairs=2, reach=1, together=250
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,6 +121,7 @@ def config_of(cell: Cell, terms: Terms, data: DataConfig) -> TrainConfig:
     """The trainer's own recipe for CIFAR-10, for a network in which the method does all the subsampling."""
     method = METHODS[cell.method]
     recipe = scaled_recipe(cell.model + method.taps, batch=terms.batch)
+    rate = terms.mobilenet_rate if cell.model == "mobilenet_v2" else 1.0
     cooling = {"lps_temperature": ((0.0, 1.0), (float(terms.epochs), 0.1))} if method.cooled else {}
     return dataclasses.replace(
         recipe,
@@ -117,8 +129,14 @@ def config_of(cell: Cell, terms: Terms, data: DataConfig) -> TrainConfig:
         epochs=terms.epochs,
         dtype=terms.dtype,
         data=data,
-        # For the alias-free activation, whose square can make single gradients large; on equal terms for all.
-        optim=dataclasses.replace(recipe.optim, clip_norm=5.0, **cooling),
+        optim=dataclasses.replace(
+            recipe.optim,
+            lr=recipe.optim.lr * rate,
+            warmup_epochs=terms.epochs // 4,
+            # For the alias-free activation, whose square can make single gradients large; on equal terms for all.
+            clip_norm=5.0,
+            **cooling,
+        ),
         net=NetworkConfig(circular=True, pad_type="circular", stem_stride=1, **method.options),
     )
 

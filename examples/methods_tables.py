@@ -1,7 +1,6 @@
 """Tables and a picture of `examples.methods_comparison`, from its lines of JSON.
 
-python -m examples.methods_tables docs/results/methods.jsonl --page docs/results-methods.md
-    --picture docs/results/methods.png
+python -m examples.methods_tables docs/results/methods.jsonl --page docs/results-methods.md --pictures docs/results
 
 Numbers are means over the seeds with their standard error; of a single seed, with that over the test images.
 """
@@ -49,8 +48,8 @@ class Tables:
     page: Path | None = None
     """Markdown file in which the tables take the place of those between its two marks, instead of standard output."""
 
-    picture: Path | None = None
-    """Also draw accuracy against consistency, of the first file, to this PNG file."""
+    pictures: Path | None = None
+    """Also draw accuracy against consistency to this directory, a PNG file for each of results."""
 
 
 def read(path: Path) -> dict[Key, list[Line]]:
@@ -90,19 +89,26 @@ def table(runs: dict[Key, list[Line]], model: str) -> str:
         figures = ["did not train"] + ["-"] * (len(MEASURES) - 1)
         if trained(lines):
             figures = ["{:.2f} ± {:.2f}".format(*estimate(lines, measure)) for measure in MEASURES]
-        laps = [line["update_ms"] for line in lines if line["update_ms"] is not None]
-        cost = [f"{lines[0]['parameters']:,}", f"{mean(laps):.2f}" if laps else "-"]
+        cost = [f"{lines[0]['parameters']:,}", lap(lines)]
         rows.append(f"| {METHODS[method].title} | {len(lines)} | {' | '.join(figures + cost)} |")
     return "\n".join(rows)
+
+
+def lap(lines: list[Line]) -> str:
+    """Milliseconds an update: the mean over the runs, with its standard error where there are several."""
+    laps = [line["update_ms"] for line in lines if line["update_ms"] is not None]
+    error = f" ± {stdev(laps) / len(laps) ** 0.5:.2f}" if len(laps) > 1 else ""
+    return f"{mean(laps):.2f}{error}" if laps else "-"
 
 
 def terms(path: Path, runs: dict[Key, list[Line]]) -> str:
     """What the runs of a file have in common, in a sentence."""
     lines = [line for each in runs.values() for line in each]
     first, devices = lines[0], sorted({line["device"] for line in lines})
+    side, trained_on, measured_on = first["side"], 50_000 // first["share"], 10_000 // first["share"]
     return (
-        f"`{path.name}`: {len(lines)} runs of {first['epochs']} epochs over {50_000 // first['share']:,} images in "
-        f"batches of {first['batch']} ({first['dtype']}), measured on {10_000 // first['share']:,} images with "
+        f"`{path.name}`: {len(lines)} runs of {first['epochs']} epochs over {trained_on:,} images of {side}x{side} "
+        f"pixels in batches of {first['batch']} ({first['dtype']}), measured on {measured_on:,} images with "
         f"{first['pairs']} pairs each; shifts of up to {first['reach']} px for the worst; {', '.join(devices)}."
     )
 
@@ -118,7 +124,7 @@ def draw(runs: dict[Key, list[Line]], path: Path) -> None:
             draw_panel(panel, {m: lines for (name, m), lines in runs.items() if name == model}, measure)
             panel.set(title=model, xlabel=label, ylabel="test accuracy (%)")
     if any(trained(lines) for lines in runs.values()):
-        axes[0][0].legend(fontsize=7, loc="best")
+        figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     figure.savefig(path, dpi=110)
 
 
@@ -145,8 +151,9 @@ def main(tables: Tables) -> None:
         print("\n\n".join(parts))
     else:
         put_into(tables.page, "\n\n".join(parts), "examples.methods_tables")
-    if tables.picture is not None:
-        draw(next(iter(files.values())), tables.picture)
+    if tables.pictures is not None:
+        for path, runs in files.items():
+            draw(runs, tables.pictures / f"{path.stem}.png")
 
 
 if __name__ == "__main__":

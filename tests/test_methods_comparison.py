@@ -62,6 +62,16 @@ def test_every_run_is_one_that_the_trainer_makes_on_equal_terms(tmp_path):
         assert len(same) == 1  # but for the network nothing differs
 
 
+def test_few_updates_have_a_rate_of_their_own_for_mobilenet_alone():
+    def rates(**terms) -> list[float]:
+        cells = (Cell(method="plain", model=model, seed=0) for model in MODELS)
+        chosen = dataclasses.replace(TERMS, **terms)
+        return [config_of(cell, chosen, DataConfig(name="synthetic")).optim.lr for cell in cells]
+
+    resnet, mobilenet = rates()
+    assert rates(mobilenet_rate=10.0) == [resnet, pytest.approx(10 * mobilenet)]
+
+
 def test_a_run_is_made_measured_and_written(tmp_path, monkeypatch):
     monkeypatch.setattr("aa_flax.models.mobilenet.STAGES", SMALL_STAGES)
     data = DataConfig(name="synthetic", image_size=16, synthetic_size=48)
@@ -167,7 +177,12 @@ def test_tables_have_means_and_standard_errors(tmp_path):
     rows = tables.table(runs, "resnet18").splitlines()
     assert rows[2].startswith("| plain | 1 | 50.00 ± 1.50 | 77.70 ± 1.50 |")
     assert rows[3].startswith("| APS | 3 | 84.00 ± 2.08 |")
-    assert rows[3].endswith("| 1,234 | 2.00 |")
+    assert rows[3].endswith("| 1,234 | 2.00 ± 0.00 |")
+    assert rows[2].endswith("| 1,234 | 2.00 |")
+    assert (
+        tables.lap([line(cell, update_ms=ms) for cell, ms in zip(cells_of(asked(tmp_path)), (1.0, 4.0), strict=False)])
+        == "2.50 ± 1.50"
+    )
 
 
 def test_what_did_not_train_is_said(tmp_path):
@@ -182,12 +197,12 @@ def test_tables_take_their_place_in_the_page(tmp_path, capsys):
     path = write(tmp_path / "runs.jsonl", [line(cell) for cell in cells])
     page = tmp_path / "page.md"
     page.write_text(f"# Head\n\n{begin('examples.methods_tables')}\nold\n{END}\n\nTail\n")
-    tables.main(tables.Tables(results=(path,), page=page, picture=tmp_path / "picture.png"))
+    tables.main(tables.Tables(results=(path,), page=page, pictures=tmp_path))
     text = page.read_text()
     assert text.startswith("# Head\n")
     assert text.endswith("\n\nTail\n")
     assert "old" not in text
-    assert (tmp_path / "picture.png").read_bytes()[:4] == b"\x89PNG"
+    assert (tmp_path / "runs.png").read_bytes()[:4] == b"\x89PNG"
     tables.main(tables.Tables(results=(path,)))
     assert capsys.readouterr().out.strip() in text
     page.write_text("no place\n")
