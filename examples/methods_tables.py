@@ -143,7 +143,7 @@ def main(tables: Tables) -> None:
     check_local_paths(tables)
     files = {path: runs for path in tables.results if (runs := read(path))}
     if not files:
-        raise CommandError("the results hold no run")
+        raise CommandError(f"no run in {', '.join(map(str, tables.results))}; examples.methods_comparison makes them")
     parts = []
     for path, runs in files.items():
         parts += [terms(path, runs), *(table(runs, model) for model in dict.fromkeys(model for model, _ in runs))]
@@ -152,6 +152,7 @@ def main(tables: Tables) -> None:
     else:
         put_into(tables.page, "\n\n".join(parts), "examples.methods_tables")
     if tables.pictures is not None:
+        tables.pictures.mkdir(parents=True, exist_ok=True)
         for path, runs in files.items():
             draw(runs, tables.pictures / f"{path.stem}.png")
 
