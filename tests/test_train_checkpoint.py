@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import time
 import zlib
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from tests.training_runs import small_files
 from train.errors import CommandError
 from train.fit.checkpoint import Checkpoints, named_leaves
 from train.fit.step import TrainState
-from train.fit.storage import quiet_storage_library, reason
+from train.fit.storage import TEMPORARY, quiet_storage_library, reason, remove_half_a_save
 
 
 @pytest.fixture(autouse=True)
@@ -234,7 +235,24 @@ def test_a_full_disk_is_named_with_the_last_good_checkpoint(tmp_path):
     said = r"could not be written to .*: File too large; the last good .* of step 1$"
     with small_files(20_000), pytest.raises(CommandError, match=said):
         save()
-    assert sorted(p.name for p in (tmp_path / "c").iterdir()) == ["1"]
+    assert Checkpoints(tmp_path / "c").steps() == [1]
+
+
+def test_half_a_save_is_removed_while_its_writers_still_write(tmp_path, monkeypatch):
+    """The storage library does not wait for its other writes when one has failed."""
+    half = tmp_path / f"2{TEMPORARY}"
+    (tmp_path / "1").mkdir()
+    late = iter(["a", "b"])
+
+    def write_late(_: float) -> None:
+        if name := next(late, None):
+            (half / "d").mkdir(parents=True, exist_ok=True)
+            (half / "d" / name).write_text(name)
+
+    monkeypatch.setattr(time, "sleep", write_late)
+    remove_half_a_save(tmp_path)
+    assert next(late, None) is None
+    assert [p.name for p in tmp_path.iterdir()] == ["1"]
 
 
 def test_a_directory_that_cannot_be_made_is_named(tmp_path):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -20,7 +19,15 @@ from orbax.checkpoint.checkpoint_managers import (
 
 from aa_flax.buckets import AnyPath, BucketPath
 from train.errors import CommandError
-from train.fit.storage import TEMPORARY, WHOLE, as_the_library_names, collect_abandoned_reads, move, reason, watched
+from train.fit.storage import (
+    WHOLE,
+    as_the_library_names,
+    collect_abandoned_reads,
+    move,
+    reason,
+    remove_half_a_save,
+    watched,
+)
 
 Tree = Any
 
@@ -227,8 +234,7 @@ class Checkpoints:
             with suppress(OSError):
                 return [step for step in self.steps() if (self.directory / str(step) / WHOLE).exists()]
             return []
-        for rest in self.directory.glob(f"*{TEMPORARY}"):
-            shutil.rmtree(rest, ignore_errors=True)
+        remove_half_a_save(self.directory)
         return [step for step in self.steps() if (self.directory / str(step)).is_dir()]
 
 

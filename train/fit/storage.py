@@ -4,7 +4,9 @@ import gc
 import logging
 import os
 import re
+import shutil
 import sys
+import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,21 @@ def move(step: AnyPath, place: AnyPath) -> None:
         step.move_tree(place, first=[WHOLE])
     elif isinstance(step, Path) and isinstance(place, Path):
         step.rename(place)
+
+
+def remove_half_a_save(directory: Path) -> None:
+    """Removes what a failed save has left on a disk, as far as its writers let it.
+
+    The library gives up at the first array that it cannot write, while threads of its own still write others: they
+    put files into what is being emptied, and make it anew. What comes later still is removed when the run goes on.
+    """
+    for pause in (0, 0.1, 0.2, 0.4, 0.8):
+        time.sleep(pause)
+        rests = list(directory.glob(f"*{TEMPORARY}"))
+        if pause and not rests:
+            return
+        for rest in rests:
+            shutil.rmtree(rest, ignore_errors=True)
 
 
 def watched(directory: AnyPath) -> AbstractContextManager[object]:
