@@ -201,6 +201,7 @@ def layers() -> dict[str, tuple[Any, int]]:
         "nn.avg_pool": (lambda x: aann.avg_pool(x, (2, 2), (2, 2)), 2),
         "nn.MaxBlurPool": (aann.MaxBlurPool((2, 3, 2), padding="SAME"), 3),
         "nn.AvgBlurPool": (aann.AvgBlurPool((2, 2)), 2),
+        "dense convolution": (convolve(dense_conv, 3, 1), 2),
         "dense convolution, few windows": (convolve(dense_conv, 9, 1), 2),
         "dense convolution of one tap": (convolve(dense_conv, 1, 1), 2),
         "dense convolution of images": (convolve(dense_conv, 7, 2, channels=3), 2),

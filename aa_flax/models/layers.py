@@ -11,7 +11,7 @@ from jax.nn.initializers import zeros
 from aa_flax.alias_free import AliasFreeActivation, AliasFreeNorm
 from aa_flax.downsample import METHODS, Downsample, Site, method
 from aa_flax.models.batch_norm import BatchNorm, FrozenBatchNorm
-from aa_flax.models.convolutions import dense_conv, depthwise_conv
+from aa_flax.models.convolutions import alike_conv, dense_conv, depthwise_conv
 from aa_flax.models.initialisers import Initialiser, he_fan_out, torch_default, torch_default_bias
 
 Layer = Callable[[jax.Array], jax.Array]
@@ -170,6 +170,7 @@ class Builder:
         """A square convolution. Padding is torch's: a number of pixels, by default what keeps the size."""
         if self.circular and padding is not None and stride < size:
             raise ValueError("circular=True is for networks whose convolutions keep the map's size, not AlexNet")
+        dense = alike_conv if self.circular else dense_conv
         same = "CIRCULAR" if self.circular else dilation * (size // 2)
         return nnx.Conv(
             cin,
@@ -182,7 +183,7 @@ class Builder:
             use_bias=use_bias,
             kernel_init=self.conv_init,
             bias_init=bias_init,
-            conv_general_dilated=depthwise_conv if groups == cin == cout > 1 else dense_conv,
+            conv_general_dilated=depthwise_conv if groups == cin == cout > 1 else dense,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             rngs=self.rngs,

@@ -72,12 +72,13 @@ class _Wide:
 
             def of_kernel(dtype: Any) -> Callable[[jax.Array, jax.Array], jax.Array]:
                 def gradient(x: jax.Array, g: jax.Array) -> jax.Array:
-                    transposed = jax.linear_transpose(lambda k: product(x.astype(dtype), k), kernel.astype(dtype))
-                    return transposed(g.astype(dtype))[0].astype(kernel.dtype)
+                    _, pull = jax.vjp(lambda k: product(x.astype(dtype), k), kernel.astype(dtype))
+                    return pull(g.astype(dtype))[0].astype(kernel.dtype)
 
                 return gradient
 
-            to_map = jax.linear_transpose(lambda x: product(x, kernel.astype(x.dtype)), x)
+            # Not the transpose: a product may have a gradient of its own, in a faster form.
+            _, to_map = jax.vjp(lambda x: product(x, kernel.astype(x.dtype)), x)
             # TPUs multiply float32 as bfloat16, which loses nothing of values that were bfloat16, and CPUs have no
             # other products. GPUs would take slower ones.
             exact, fast = of_kernel(jnp.float32), of_kernel(x.dtype)
