@@ -41,15 +41,17 @@ class Layer:
         return (self.size + 2 * self.pad - self.kernel) // self.stride + 1
 
 
-# By name: ResNet's first convolution and one of each kind of its blocks, its last stage on images of 64x64,
-# MobileNetV2's, and the first of anti-aliased AlexNet.
+# By name: ResNet's first convolution and one of each kind of its blocks, its last stage on images of 64x64, DenseNet's,
+# MobileNetV2's, ConvNeXt's, and the first of anti-aliased AlexNet.
 LAYERS = {
     "stem": Layer(224, 3, 7, 64, stride=2),
     "pointwise": Layer(56, 64, 1, 256),
     "three": Layer(56, 64, 3, 64),
     "small-map": Layer(2, 512, 3, 512),
+    "growth": Layer(56, 128, 3, 32),
     "expansion": Layer(28, 32, 1, 192),
     "depthwise": Layer(28, 192, 3, 192, depthwise=True),
+    "seven": Layer(56, 96, 7, 96, depthwise=True),
     "alexnet": Layer(224, 3, 11, 64, stride=2, padding=2),
 }
 

@@ -104,12 +104,13 @@ def gflop(variant: Variant, size: int) -> float | None:
 
     None where XLA does not count.
     """
-    model = nnx.eval_shape(lambda: variant.create(jnp.float32))
-    model.eval()
-    graphdef, state = nnx.split(model)
-    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    # XLA counts for CPUs only; which device runs the network does not matter to the count.
-    with aa_flax.traced_for("cpu"), jax.default_device(jax.devices("cpu")[0]):
+    # XLA counts for CPUs only; which device runs the network does not matter to the count. Convolutions of float32 in
+    # Winograd's way would count a quarter.
+    with jax.enable_x64(True), aa_flax.traced_for("cpu"), jax.default_device(jax.devices("cpu")[0]):
+        model = nnx.eval_shape(lambda: variant.create(jnp.float64, jnp.float64))
+        model.eval()
+        graphdef, state = nnx.split(model)
+        image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float64)
         lowered = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x)).lower(state, image)
     costs = lowered.cost_analysis()
     return None if costs is None else costs["flops"] / 1e9

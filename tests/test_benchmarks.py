@@ -38,7 +38,7 @@ def test_blurpool(tmp_path):
 
 def test_convolutions(tmp_path):
     report = _run(tmp_path, "convolutions", "--no-torch")
-    assert {title: len(rows) for title, rows in report["tables"].items()} == {"Forward": 7, "Backward": 7}
+    assert {title: len(rows) for title, rows in report["tables"].items()} == {"Forward": 9, "Backward": 9}
     assert all(row["XLA / ours"] > 0 for rows in report["tables"].values() for row in rows)
 
 
