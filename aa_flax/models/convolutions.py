@@ -3,8 +3,8 @@
 On CPUs XLA has no fast code for grouped convolutions: a depthwise one becomes a sum of shifted products, which fuses
 into one loop. Nor has it for a kernel that has more taps than the output has pixels, as in the last stage of a network
 that sees small images: there the windows are laid out as the rows of a matrix. A pointwise convolution is faster as a
-product of matrices as it is. Large maps of three by three taps take Winograd's way, and the gradient with respect to
-any kernel is a product of matrices for each of its taps.
+product of matrices as it is. Large maps of three by three taps take Winograd's way. Their gradients have forms of their
+own.
 
 On accelerators three channels leave matrix units and wide loads idle. The strided first convolution of images becomes
 a dense one of a smaller map that has the pixels of each stride-sized block as channels.
@@ -64,39 +64,16 @@ def dense_conv(
     kernel: jax.Array,
     window_strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
+    *,
+    alike: bool = False,
     **options: Any,
 ) -> jax.Array:
     """A two-dimensional convolution of (N, H, W, C) with a kernel (height, width, C, features).
 
     For `nnx.Conv(conv_general_dilated=...)`; the other arguments are those of `depthwise_conv`, the result is
-    (N, H', W', features) of the input's dtype. Groups and dilated maps stay as they are.
+    (N, H', W', features) of the input's dtype. Groups and dilated maps stay as they are. With `alike` all windows are
+    summed alike: a map that is rolled gives the result rolled, bit for bit.
     """
-    return _dense_conv(x, kernel, window_strides, padding, alike=False, **options)
-
-
-def alike_conv(
-    x: jax.Array,
-    kernel: jax.Array,
-    window_strides: Sequence[int],
-    padding: str | Sequence[tuple[int, int]],
-    **options: Any,
-) -> jax.Array:
-    """`dense_conv` that treats all windows alike: a map that is rolled gives the result rolled, bit for bit.
-
-    It is for networks that choose by their maps, where the last digit may decide.
-    """
-    return _dense_conv(x, kernel, window_strides, padding, alike=True, **options)
-
-
-def _dense_conv(
-    x: jax.Array,
-    kernel: jax.Array,
-    window_strides: Sequence[int],
-    padding: str | Sequence[tuple[int, int]],
-    *,
-    alike: bool,
-    **options: Any,
-) -> jax.Array:
     require_whole(x, (1, 2))
     native = functools.partial(lax.conv_general_dilated, window_strides=window_strides, padding=padding, **options)
     if _dilated(options.get("lhs_dilation")) or options.get("feature_group_count", 1) != 1:
@@ -116,6 +93,11 @@ def _dense_conv(
     if on_cpu is elsewhere:
         return native(x, kernel)
     return platform_dependent(x, kernel, cpu=on_cpu, default=elsewhere)
+
+
+def alike_conv(x: jax.Array, kernel: jax.Array, *places: Any, **options: Any) -> jax.Array:
+    """`dense_conv(alike=True)`, for networks that choose by their maps: there the last digit may decide."""
+    return dense_conv(x, kernel, *places, alike=True, **options)
 
 
 def _dilated(steps: Sequence[int] | None) -> bool:

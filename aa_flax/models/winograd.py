@@ -6,7 +6,7 @@ multiplied there, and what comes out is read back as 4x4 pixels of the result. I
 of adding up nine products, with the points that are used here; those of the paper make it four times.
 
 A result depends, in its last digits, on where it lies in its tile: a rolled map does not give the rolled result bit for
-bit.
+bit. Its error is that of the largest numbers in its tile, and one that is not finite takes the tile with it.
 """
 
 import functools
@@ -28,17 +28,17 @@ _SEEN = TILE + TAPS - 1
 _POINTS = (0.0, 5 / 8, -5 / 8, 3 / 2, -3 / 2)
 
 
-def _matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _matrices(points: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What takes pixels, taps and products from where they are to where they are needed (Toom and Cook)."""
-    points, count = np.array(_POINTS), len(_POINTS)
-    powers = points[:, None] ** np.arange(max(TILE, TAPS))
+    places, count = np.array(points), len(points)
+    powers = places[:, None] ** np.arange(max(TILE, TAPS))
     last = np.eye(_SEEN)[-1:]
-    others = [np.delete(points, i) for i in range(count)]
+    others = [np.delete(places, i) for i in range(count)]
     pixels = np.zeros((_SEEN, _SEEN))
     for i, roots in enumerate(others):
         pixels[i, :count] = np.poly(roots)[::-1]
-    pixels[-1] = np.poly(points)[::-1]
-    scale = np.array([np.prod(point - roots) for point, roots in zip(points, others, strict=True)])
+    pixels[-1] = np.poly(places)[::-1]
+    scale = np.array([np.prod(place - roots) for place, roots in zip(places, others, strict=True)])
     taps = np.concatenate([powers[:, :TAPS] / scale[:, None], last[:, -TAPS:]])
     result = np.concatenate([powers[:, :TILE], last[:, -TILE:]]).T
     # What is multiplied by a power of two here and divided by it there keeps its digits.
@@ -46,7 +46,7 @@ def _matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return pixels / even, taps * even, result
 
 
-_PIXELS, _KERNEL, _RESULT = _matrices()
+_PIXELS, _KERNEL, _RESULT = _matrices(_POINTS)
 
 
 def winograd_tiles(sizes: Sequence[int]) -> int:
