@@ -1,4 +1,5 @@
-"""What it takes until the first result: import, creation, compilation with and without the persistent cache."""
+"""What it takes until the first result and until the first update: import, creation, tracing, compilation with and
+without the persistent cache."""
 
 import dataclasses
 import os
@@ -36,6 +37,23 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 """
 _FIRST = "forward(state, x).block_until_ready()"
+# The trainer's update as it compiles it: for the device's platform alone, of arrays that need not exist.
+_UPDATE = """
+import optax
+from aa_flax.platforms import platform_of
+from train.fit.step import StepOptions, initial_state, make_train_step, split_model
+graph, params, stats = split_model(nnx.eval_shape(lambda: aa_flax.create_model({spec!r}, rngs=nnx.Rngs(0))))
+optimizer = optax.sgd(0.1, momentum=0.9)
+def prepare(images, step):
+    return images.astype(jnp.float32)
+update = make_train_step(graph, optimizer, lambda step: jnp.float32(0.1), prepare, StepOptions())
+state = jax.eval_shape(lambda params, stats: initial_state(params, stats, optimizer), params, stats)
+images = jax.ShapeDtypeStruct(({batch}, {size}, {size}, 3), jnp.uint8)
+batch = {{"image": images, "label": jax.ShapeDtypeStruct(({batch},), jnp.int32)}}
+def lower():
+    with aa_flax.traced_for(platform_of(jax.devices()[0])):
+        return jax.jit(update, donate_argnums=0).lower(state, batch)
+"""
 _REFERENCE = "import antialiased_cnns"
 
 
@@ -47,14 +65,25 @@ class Config(Common):
     model: str = "resnet50_lpf4"
     """Network that is created and compiled."""
 
+    update: str = "densenet121_lpf4"
+    """Network whose update is traced and compiled."""
+
     image_size: int = 224
     """Height and width of the image."""
+
+    update_size: int = 64
+    """Height and width of the update's images."""
+
+    batch: int = 8
+    """The update's images."""
 
 
 def run(config: Config) -> int:
     """Measures every step; see `Config`."""
     if config.smoke:
-        config = dataclasses.replace(config, model="resnet18_lpf4", image_size=32, rounds=1)
+        config = dataclasses.replace(
+            config, model="resnet18_lpf4", update="resnet18_lpf4", image_size=32, update_size=32, rounds=1
+        )
     report = Report("startup", config.output)
     reason = peers.missing() if config.torch else "PyTorch's part was left out: --no-torch"
     if reason:
@@ -72,6 +101,7 @@ def run(config: Config) -> int:
 def _steps(config: Config, cache: str, *, with_torch: bool) -> list[tuple[str, str, str]]:
     create = f"aa_flax.create_model({config.model!r}, rngs=nnx.Rngs(0))"
     compiling = _OURS + _COMPILE.format(spec=config.model, size=config.image_size)
+    updating = _OURS + _UPDATE.format(spec=config.update, size=config.update_size, batch=config.batch)
     cached = compiling + _CACHE.format(cache=cache)
     steps = [
         ("import jax and flax.nnx", "", "import jax; from flax import nnx"),
@@ -80,6 +110,8 @@ def _steps(config: Config, cache: str, *, with_torch: bool) -> list[tuple[str, s
         ("first call: compile", compiling, _FIRST),
         ("first call: compile, filling the cache", cached, _FIRST),
         ("first call: out of the cache", cached, _FIRST),
+        (f"update of {config.update}: trace", updating, "lower()"),
+        (f"update of {config.update}: compile", updating + "lowered = lower()", "lowered.compile()"),
     ]
     name = config.model.rsplit("_lpf", 1)[0]
     if with_torch and hasattr(peers.reference(), name):
