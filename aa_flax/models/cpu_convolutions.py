@@ -150,7 +150,9 @@ def convolution(
 
     def of_kernel(x: jax.Array, moved: jax.Array) -> jax.Array:
         rows = (sample.reshape(-1, sample.shape[-1]) for sample in windows.samples(x))
+        # Transposed, a split writes each tap's gradient once; an index would write a whole kernel for each of them.
         taps = moved.reshape(-1, *moved.shape[2:])
+        taps = (tap.reshape(moved.shape[2:]) for tap in lax.split(taps, [1] * len(taps)))
         products = functools.reduce(jnp.add, (lax.dot(a, b, **types) for a, b in zip(rows, taps, strict=True)))
         return products.reshape(x.shape[0], *windows.sizes, moved.shape[-1])
 
